@@ -1,0 +1,1 @@
+"""Heatproof tests whether the heatmaps that explain vision models can be trusted."""

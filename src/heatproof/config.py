@@ -1,0 +1,411 @@
+"""The schema of a configuration file, and the function that reads it.
+
+Section and key names are those of the ROAR research code. Defaults stand here and nowhere else.
+"""
+
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
+
+from heatproof.errors import ConfigError, nearest
+
+
+def _distinct(values: Sequence[Any]) -> Sequence[Any]:
+    for position, value in enumerate(values):
+        if value in values[:position]:
+            raise ValueError(f"{value:g} occurs twice" if isinstance(value, float) else f"{value!r} occurs twice")
+    return values
+
+
+def _percentile(value: float) -> float:
+    if not 0 <= value <= 100:
+        raise ValueError("must lie between 0 and 100")
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _empty_when_null(value: Any) -> Any:
+    return {} if value is None else value
+
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Percentile = Annotated[float, AfterValidator(_percentile)]
+Options = Annotated[dict[str, Any], BeforeValidator(_empty_when_null)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Control = Literal["random", "sobel", "centre", "uniform", "oracle", "anti_oracle"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Plugin(BaseModel):
+    """A class named by its dotted path; all further keys are its keyword arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field(description="dotted path, such as torch.optim.Adam")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments."""
+        return dict(self.model_extra or {})
+
+
+class Data(Section):
+    """Which images."""
+
+    dataset: str = Field(
+        description="Planted | CIFAR10 | MNIST | FashionMNIST | ImageFolder | ImageNet | Arrays | dotted path of your own class"
+    )
+    dataset_dir: Path | None = Field(None, description="where the files are; not needed for generated data")
+    split_ratio: float = Field(0.875, gt=0, lt=1, description="train share of the training set; the rest is validation")
+    options: Options = Field(default_factory=dict, description="further options of the data set")
+    memory_gb: float = Field(
+        4.0, ge=0, description="splits up to this size are held in memory, larger ones are streamed"
+    )
+    loader_workers: NonNegativeInt = Field(2, description="processes that decode pictures of streamed splits")
+
+
+class NormalizationSection(Section):
+    """What the model expects: (pixels - mean) / std for each channel, pixels in [0, 1]."""
+
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+
+class Model(Section):
+    """A classifier and its weights."""
+
+    arch: str = Field(description="dotted path, torchvision.models.resnet50, timm:NAME or hf:NAME")
+    constructor_args: Options = Field(default_factory=dict)
+    pretrained_weights: str | None = Field(None, description="file with a tensors-only state dict, or DEFAULT")
+    transformer: str | None = Field(None, description="dotted path called with (model, num_classes)")
+    normalization: NormalizationSection | None = None
+
+
+class Augmentation(Section):
+    """What is done to training images, after the removal of pixels and before normalisation."""
+
+    crop_padding: NonNegativeInt = Field(4, description="random crop after padding by so many pixels; 0: none")
+    padding: Literal["fill", "black"] = Field("fill", description="colour of the padding: the training mean, or black")
+    flip: bool = Field(True, description="mirror half of the images left to right")
+
+
+class Training(Section):
+    """How a classifier is trained; the defaults are those of the ROAR code."""
+
+    model: Model
+    optimizer: Plugin = Plugin.model_validate({"name": "torch.optim.Adam", "lr": 1.0e-3, "weight_decay": 1.0e-4})
+    scheduler: Plugin | None = Plugin.model_validate(
+        {"name": "torch.optim.lr_scheduler.StepLR", "step_size": 10, "gamma": 0.5}
+    )
+    loss: Plugin = Plugin(name="torch.nn.CrossEntropyLoss")
+    batch_size: PositiveInt = 256
+    nb_epochs: PositiveInt = 50
+    augmentation: Augmentation = Augmentation()
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast of the forward pass")
+    channels_last: bool = Field(False, description="memory layout of activations; pays for convolutions in bfloat16")
+
+
+class AttributionMethod(Section):
+    """One attribution method: a factory (model, **kwargs) or a function (model, image, label, **kwargs)."""
+
+    name: FileName
+    method: str = Field(description="dotted path")
+    kwargs: Options = Field(default_factory=dict)
+    channel_reduction: Literal["signed_max", "abs_max", "sum", "abs_sum", "l2", "mean"] = "signed_max"
+    on_invalid: Literal["error", "skip"] = Field(
+        "error", description="what to do with a map that holds NaN or infinity"
+    )
+    control: bool = Field(False, description="a baseline that the other methods have to beat")
+
+
+class Methods(Section):
+    """The attribution methods that a stage works on."""
+
+    attribution_methods: Annotated[list[AttributionMethod], Field(min_length=1)]
+    controls: Annotated[list[Control], AfterValidator(_distinct)] = Field(
+        default=["random", "sobel", "centre"], description="baselines that are added to the methods"
+    )
+
+    def methods(self) -> list[AttributionMethod]:
+        """The methods and the controls that are not among them already."""
+        named = {method.name for method in self.attribution_methods}
+        return self.attribution_methods + [CONTROLS[name] for name in self.controls if name not in named]
+
+
+class ExtractCams(Methods):
+    """extract-attribution-maps: each method's maps, once."""
+
+    model: Model
+    target: Literal["predicted", "label"] = Field("predicted", description="the class that is explained")
+    dtype: Literal["float16", "float32"] = "float16"
+    ties: Literal["random", "index"] = Field("random", description="order of pixels of equal value")
+    batch_size: PositiveInt = 64
+    consolidate: Literal["auto", "always", "never"] = "auto"
+
+
+class RetrainCls(Training, Methods):
+    """evaluate-attribution-maps-roar: remove and retrain."""
+
+    metrics: Annotated[list[Literal["roar", "kar"]], BeforeValidator(_as_list), AfterValidator(_distinct)] = ["roar"]
+    percentiles: Annotated[list[Percentile], Field(min_length=1), AfterValidator(_distinct)] = [10, 30, 50, 70, 90]
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_distinct)] = [0, 1, 2, 3, 4]
+    fill: str | Plugin = Field("mean", description="how removed pixels are replaced")
+    allow_label_target: bool = Field(
+        False, description="accept maps of the true class, which write the label into the mask"
+    )
+    workers: PositiveInt | Literal["auto"] = Field("auto", description="processes; auto: one for each core or GPU")
+    threads: PositiveInt = Field(1, description="CPU threads of each process; part of what makes runs repeatable")
+
+
+class PixelPerturbationAnalysis(Methods):
+    """lerf: least and most relevant first, without retraining."""
+
+    model: Model
+    percentiles: Annotated[list[Percentile], Field(min_length=1), AfterValidator(_distinct)] = [*range(1, 11)]
+    test_samples: PositiveInt | None = Field(2000, description="how many test images; null: all")
+    target: Literal["predicted", "label"] = "predicted"
+    fill: str | Plugin = "mean"
+    batch_size: PositiveInt = 64
+    rows_per_forward: PositiveInt = Field(256, description="degraded images in one forward pass")
+    ties: Literal["random", "index"] = "random"
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+class Report(Section):
+    """report: one self-contained page."""
+
+    gallery_images: NonNegativeInt = 8
+    confidence: float = Field(0.95, gt=0, lt=1)
+    resamples: PositiveInt = Field(10_000, description="bootstrap resamples")
+
+
+class Config(Section):
+    """A configuration file. A stage needs its own section only."""
+
+    desc: str = ""
+    outdir: Path
+    seed: Seed = 0
+    device: str = Field("auto", description="auto | cpu | cuda | cuda:1 | mps")
+    data: Data
+    train_cls: Annotated[Training | None, Field(description="train-cls: the classifier that is explained")] = None
+    extract_cams: ExtractCams | None = None
+    retrain_cls: RetrainCls | None = None
+    pixel_perturbation_analysis: PixelPerturbationAnalysis | None = None
+    report: Report = Report()
+
+
+CONTROLS: dict[str, AttributionMethod] = {
+    name: AttributionMethod(name=name, method=f"heatproof.methods.controls.{factory}", control=True)
+    for name, factory in {
+        "random": "Random",
+        "sobel": "Sobel",
+        "centre": "CentreGaussian",
+        "uniform": "Uniform",
+        "oracle": "Oracle",
+        "anti_oracle": "AntiOracle",
+    }.items()
+}
+
+# Names that pydantic puts into a location for the alternatives of a type.
+_ALTERNATIVES = {"str", "int", "float", "Plugin"}
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def section(config: Config, name: str, kind: type[SectionType]) -> SectionType:
+    """The section of a stage.
+
+    Raises:
+        ConfigError: where the file has none.
+    """
+    found = getattr(config, name)
+    if not isinstance(found, kind):
+        raise ConfigError(f"section {name} is missing in the configuration; this stage needs it")
+    return found
+
+
+def read(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Reads a YAML file, applies overrides such as "train_cls.nb_epochs=1" and checks the whole.
+
+    Raises:
+        ConfigError: one line that names the file, the key, what is wrong and the nearest known key.
+    """
+    content = _load(path)
+    for override in overrides:
+        _apply(content, override)
+    outdir = content.get("outdir")
+    if isinstance(outdir, str):
+        content = _substituted(content, outdir)
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first_problem(error)}") from error
+    for name in ("extract_cams", "retrain_cls", "pixel_perturbation_analysis"):
+        _check_names(path, name, getattr(config, name))
+    return config
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number and a key may occur only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key, _ in reversed(node.value):
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} occurs twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-3 as text for want of a dot.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such configuration file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {_yaml_problem(error)}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds {type(content).__name__}, not sections; see configs/demo.yml for an example")
+    return content
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark else ""
+    problem = str(getattr(error, "problem", None) or error).replace("\n", " ")
+    if "could not determine a constructor" in problem:
+        return f"{where}tags such as !!python/... are not allowed; write plain YAML values"
+    return where + problem
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    names = [part for part in re.split(r"[.\[\]]+", key) if part]
+    if not equals or not names:
+        raise ConfigError(f"{override!r}: an override is written section.key=value, such as train_cls.nb_epochs=1")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: {_yaml_problem(error)}") from error
+    # Aliases of YAML are one object in several places; an override means one place only.
+    content.update(_unshared(content))
+    here: Any = content
+    for position, name in enumerate(names):
+        last = position == len(names) - 1
+        if isinstance(here, list):
+            if not name.isdigit() or int(name) >= len(here):
+                raise ConfigError(
+                    f"{override!r}: {'.'.join(names[:position])} is a list of {len(here)}; {name!r} is no position in it"
+                )
+            if last:
+                here[int(name)] = value
+            here = here[int(name)]
+        elif isinstance(here, dict):
+            if last:
+                here[name] = value
+            elif here.get(name) is None:
+                here[name] = {}
+            here = here[name]
+        else:
+            raise ConfigError(f"{override!r}: {'.'.join(names[:position])} is a value, not a section")
+
+
+def _unshared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def _substituted(value: Any, outdir: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _substituted(item, outdir) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substituted(item, outdir) for item in value]
+    return value.replace("${outdir}", outdir) if isinstance(value, str) else value
+
+
+def _first_problem(error: ValidationError) -> str:
+    # An unknown key explains more than what is missing because of it.
+    problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
+    first = problems[0]
+    # Alternatives of a type ("auto" or a number) fail one by one; what belongs to one key is one problem.
+    same = [p for p in problems if _where(p["loc"]) == _where(first["loc"])]
+    others = len({_where(p["loc"]) for p in problems}) - 1
+    more = f" (and {others} more)" if others else ""
+    return f"{_where(first['loc'])}: {' or '.join(dict.fromkeys(_what(p) for p in same))}{more}"
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif re.fullmatch(r"[A-Za-z_0-9]+", part) and part not in _ALTERNATIVES:
+            text += f".{part}" if text else part
+    return text
+
+
+def _what(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key{nearest(str(problem['loc'][-1]), _fields_at(problem['loc'][:-1]))}"
+    if problem["type"] == "missing":
+        return "is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(location: Sequence[int | str]) -> list[str]:
+    kind: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        fields = getattr(kind, "model_fields", {})
+        if part in fields:
+            kind = _section_in(fields[part].annotation)
+    return list(getattr(kind, "model_fields", {}))
+
+
+def _section_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _section_in(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _check_names(path: Path, name: str, part: Methods | None) -> None:
+    names = [method.name for method in part.attribution_methods] if part else []
+    for position, method in enumerate(names):
+        if method in names[:position]:
+            raise ConfigError(
+                f"{path}: {name}.attribution_methods[{position}].name: {method!r} occurs twice; names must differ"
+            )

@@ -1,0 +1,81 @@
+"""From a name in the configuration to a data set."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from heatproof import plugins
+from heatproof.datasets.arrays import NpzSource
+from heatproof.datasets.custom import CustomSource
+from heatproof.datasets.dataset import Dataset, Source
+from heatproof.datasets.folders import image_folder, imagenet
+from heatproof.datasets.planted import Planted, PlantedSource
+from heatproof.datasets.standard import Cifar10Source, MnistSource
+from heatproof.errors import DataError, InputError, nearest
+
+
+def _mnist(folder: Path) -> Source:
+    return MnistSource("MNIST", folder)
+
+
+def _fashion_mnist(folder: Path) -> Source:
+    return MnistSource("FashionMNIST", folder)
+
+
+# What lies in files: called with dataset_dir, then the options.
+FILES: dict[str, Callable[..., Source]] = {
+    "CIFAR10": Cifar10Source,
+    "MNIST": _mnist,
+    "FashionMNIST": _fashion_mnist,
+    "ImageNet": imagenet,
+    "ImageFolder": image_folder,
+    "Arrays": NpzSource,
+}
+# What is generated: options that become a source together with the seed.
+GENERATED: dict[str, tuple[Callable[..., Any], Callable[[Any, int], Source]]] = {"Planted": (Planted, PlantedSource)}
+
+
+def open_dataset(
+    name: str, dataset_dir: Path | None, *, split_ratio: float, seed: int, options: Mapping[str, Any]
+) -> Dataset:
+    """Opens a data set; its pictures are read when a split is asked for.
+
+    Args:
+        name: `Planted`, `CIFAR10`, `MNIST`, `FashionMNIST`, `ImageNet`, `ImageFolder`, `Arrays`, or the dotted path of a
+            class of the user's own (`CustomSource` says what is asked of it).
+        dataset_dir: where the files are; generated data need none and read none.
+        split_ratio: share of each class's training pictures, the first in the order of the file, that is trained on; the
+            rest validates.
+        seed: root seed, for what is generated.
+        options: further options of the data set.
+
+    Raises:
+        DataError: unknown name, or files that are missing and cannot be downloaded.
+        PluginError: an option that the data set does not have.
+        InputError: an option's value is out of range.
+
+    >>> data = open_dataset("Planted", None, split_ratio=0.875, seed=0, options={"classes": 4, "train_images": 40})
+    >>> data.class_names, data.size, len(data.split("train")), len(data.split("validation"))
+    (('horizontal', 'vertical', 'falling', 'rising'), (32, 32), 32, 8)
+    """
+    return Dataset(name, _source(name, dataset_dir, seed, options), split_ratio)
+
+
+def _source(name: str, folder: Path | None, seed: int, options: Mapping[str, Any]) -> Source:
+    if name in GENERATED:
+        make_options, make = GENERATED[name]
+        plugins.check_options(name, make_options, options)
+        return make(make_options(**options), seed)
+    if name in FILES:
+        if folder is None:
+            raise DataError(f"{name}: dataset_dir is not set; name the folder or file that holds the data")
+        plugins.check_options(name, FILES[name], options, positional=1)
+        try:
+            return FILES[name](folder, **options)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+    if "." in name:
+        return CustomSource(name, folder, options)
+    raise DataError(
+        f"there is no data set {name!r}{nearest(name, [*GENERATED, *FILES])}; or give a dotted path to a class"
+    )

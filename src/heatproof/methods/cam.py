@@ -1,0 +1,303 @@
+"""Attribution from the activations of one convolutional layer: class activation maps (CAM).
+
+Each class is a factory: built with a model, the name of a layer and options, called with `(images, targets)`. Maps are
+(N, H, W), enlarged from the layer's own size. A map that is zero everywhere (nothing speaks for the target) is a
+legal map. What is explained is the target's logit.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from heatproof.errors import ModelError
+from heatproof.methods import options, rows
+from heatproof.methods.gradient import GuidedBackprop
+from heatproof.methods.variants import scores_of_variants
+from heatproof.models.hooks import frozen_eval, module_named, recorded
+
+RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in rows, rules, folding or variants
+
+INTERPOLATIONS = ("bilinear", "nearest")
+
+
+class Activations(NamedTuple):
+    """A layer's output and the gradient of the target's logit with respect to it, both (N, C, h, w)."""
+
+    values: Tensor
+    gradients: Tensor
+
+
+def activations(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> Activations:
+    """Runs the model forwards, and backwards down to a layer; of a layer called several times, the last call counts.
+
+    Args:
+        model: classifier, (N, C, H, W) -> (N, K) logits.
+        layer: name of a submodule whose output is (N, C, h, w).
+        images: (N, C, H, W).
+        targets: (N,).
+
+    Raises:
+        ModelError: where the layer is not called, does not lead to the logits, or has an output of another shape.
+    """
+    rows.check_batch(images, targets)
+    with recorded(model, layer) as outputs, rows.explaining(model):
+        # A copy: the first layer may be in-place. No gradient is asked for the images, so the graph begins at the layer.
+        scores = rows.chosen(rows.logits_of(model, images.detach().clone()), targets)
+        values = _of_layer(layer, outputs)
+        gradients = torch.autograd.grad(scores.sum(), values, allow_unused=True)[0] if scores.requires_grad else None
+    if gradients is None:
+        raise ModelError(f"layer {layer!r}: the logits do not depend on its last output; choose another layer")
+    return Activations(values.detach(), gradients)
+
+
+def _of_layer(layer: str, outputs: list[Tensor]) -> Tensor:
+    if not outputs:
+        raise ModelError(f"layer {layer!r}: is not called when the model runs; choose another layer")
+    if outputs[0].ndim != 4:
+        raise ModelError(f"layer {layer!r}: gives {tuple(outputs[0].shape)}; a CAM needs a layer with (N, C, h, w)")
+    return outputs[0]
+
+
+def to_image_size(maps: Tensor, images: Tensor, interpolation: str = "bilinear") -> Tensor:
+    """Maps (N, h, w), enlarged to (N, H, W) of `images`; bilinear has half-pixel centres (align_corners=False).
+
+    >>> to_image_size(torch.tensor([[[0.0, 4.0]]]), torch.zeros(1, 3, 1, 4)).tolist()
+    [[[0.0, 1.0, 3.0, 4.0]]]
+    """
+    corners = False if interpolation == "bilinear" else None
+    size = images.shape[2:]
+    return functional.interpolate(maps[:, None], size=size, mode=interpolation, align_corners=corners)[:, 0].float()
+
+
+def layer_grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> Tensor:
+    """Grad-CAM at the layer's own size and before the ReLU: each channel weighted by its mean gradient; (N, h, w)."""
+    values, gradients = activations(model, layer, images, targets)
+    weights = gradients.mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
+    return (weights * values).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class GradCam:
+    """Grad-CAM: each channel weighted by its mean gradient; the sum clipped at zero.
+
+    Args:
+        model: classifier, (N, C, H, W) -> (N, K) logits.
+        layer: name of a convolutional submodule, as in `model.named_modules()`.
+        relu: clip at zero, as in the paper; False keeps what speaks against the target.
+        interpolation: "bilinear" or "nearest", from the layer's size to the image's.
+
+    Raises:
+        ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
+
+    Reference:
+        Selvaraju et al., ICCV 2017, arXiv:1610.02391, equations 1 and 2.
+
+    >>> model = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # logit k: mean of channel k
+    >>> image = torch.tensor([[[[8.0, 0.0]], [[0.0, 4.0]]]])
+    >>> GradCam(model, layer="0")(image, torch.tensor([0])).tolist()
+    [[[4.0, 0.0]]]
+    """
+
+    model: nn.Module
+    layer: str
+    relu: bool = True
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        module_named(self.model, self.layer)
+        options.one_of(self, "interpolation", self.interpolation, INTERPOLATIONS)
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), float32; >= 0 with relu."""
+        maps = layer_grad_cam(self.model, self.layer, images, targets)
+        return to_image_size(maps.relu() if self.relu else maps, images, self.interpolation)
+
+
+@dataclass(frozen=True)
+class GradCamPlusPlus:
+    """Grad-CAM++: each channel weighted by its positive gradients, each place by how much it matters alone.
+
+    For a channel A with gradient g of the logit: alpha = g^2 / (2 g^2 + g^3 sum(A)), 0 where g is 0; the
+    channel's weight is the sum of alpha * max(g, 0); the weighted sum of the channels is clipped at zero. (The paper
+    explains exp(logit), whose gradient differs by a factor that is the same all over the map; it is left out.)
+
+    Args:
+        model: classifier, (N, C, H, W) -> (N, K) logits.
+        layer: name of a convolutional submodule, as in `model.named_modules()`.
+
+    Raises:
+        ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
+
+    Reference:
+        Chattopadhay, Sarkar, Howlader, Balasubramanian: "Grad-CAM++", WACV 2018, arXiv:1710.11063, equations 10, 19.
+    """
+
+    model: nn.Module
+    layer: str
+
+    def __post_init__(self) -> None:
+        module_named(self.model, self.layer)
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), float32, >= 0."""
+        values, gradients = activations(self.model, self.layer, images, targets)
+        total = values.sum(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
+        # Numerator and denominator divided by g^2, which may underflow.
+        denominators = 2 + gradients * total
+        alphas = torch.where((gradients != 0) & (denominators != 0), 1 / denominators, 0.0)
+        weights = (alphas * gradients.relu()).sum(dim=(2, 3), keepdim=True)
+        return to_image_size((weights * values).sum(dim=1).relu(), images)
+
+
+@dataclass(frozen=True)
+class LayerCam:
+    """LayerCAM: each activation weighted by its own positive gradient; the sum over channels clipped at zero.
+
+    Args:
+        model: classifier, (N, C, H, W) -> (N, K) logits.
+        layer: name of a convolutional submodule, as in `model.named_modules()`.
+
+    Raises:
+        ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
+
+    Reference:
+        Jiang, Zhang, Hou, Cheng, Wei: "LayerCAM", IEEE Transactions on Image Processing 30 (2021), equations 5 to 7.
+    """
+
+    model: nn.Module
+    layer: str
+
+    def __post_init__(self) -> None:
+        module_named(self.model, self.layer)
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), float32, >= 0."""
+        values, gradients = activations(self.model, self.layer, images, targets)
+        return to_image_size((gradients.relu() * values).sum(dim=1).relu(), images)
+
+
+@dataclass(frozen=True)
+class EigenCam:
+    """Eigen-CAM: the layer's activations, projected on their first principal direction. It knows no class.
+
+    For the activations of an image as a matrix A (h * w, C) with singular vectors A = U S V^T: the map is A V_1,
+    signed. The sign, which the decomposition leaves open, is such that the map's sum is not negative; for
+    activations behind a ReLU the map then has no negative value.
+
+    Args:
+        model: classifier.
+        layer: name of a convolutional submodule, as in `model.named_modules()`.
+
+    Raises:
+        ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
+
+    Reference:
+        Muhammad, Yeasin: "Eigen-CAM", IJCNN 2020, arXiv:2008.00299.
+    """
+
+    model: nn.Module
+    layer: str
+
+    def __post_init__(self) -> None:
+        module_named(self.model, self.layer)
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Maps (N, H, W), float32, for `images` (N, C, H, W); `targets` (N,) are checked and make no difference."""
+        rows.check_batch(images, targets)
+        values = _activations_only(self.model, self.layer, images)
+        matrices = options.in_double(values.flatten(2).transpose(1, 2))  # (N, h * w, C)
+        left, singular, _ = torch.linalg.svd(matrices, full_matrices=False)
+        projections = left[:, :, 0] * singular[:, :1]
+        signs = torch.where(projections.sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
+        maps = (projections * signs).to(values).reshape(len(values), *values.shape[2:])
+        return to_image_size(maps, images)
+
+
+@dataclass(frozen=True)
+class ScoreCam:
+    """Score-CAM: each channel weighted by the logit that is left when the channel masks the image.
+
+    Each channel is enlarged to the image's size and brought to [0, 1] by its minimum and maximum; the image
+    times this mask is scored; the softmax of the target's logits over the channels gives the weights; the weighted sum
+    of the channels is clipped at zero. A constant channel masks nothing and has weight 0. Costs one forward pass
+    for each channel.
+
+    Args:
+        model: classifier, (N, C, H, W) -> (N, K) logits.
+        layer: name of a convolutional submodule, as in `model.named_modules()`.
+        rows_per_forward: masked images in one forward pass; the memory knob.
+
+    Raises:
+        ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
+
+    Reference:
+        Wang et al.: "Score-CAM", CVPR workshops 2020, arXiv:1910.01279, algorithm 1.
+    """
+
+    model: nn.Module
+    layer: str
+    rows_per_forward: int | None = None
+
+    def __post_init__(self) -> None:
+        module_named(self.model, self.layer)
+        options.at_least(self, 1, rows_per_forward=self.rows_per_forward)
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), float32, >= 0."""
+        rows.check_batch(images, targets)
+        images = images.detach()
+        values = _activations_only(self.model, self.layer, images)
+        low, high = values.amin(dim=(2, 3)), values.amax(dim=(2, 3))  # (N, C)
+
+        def make(channel: int, chosen: slice, out: Tensor) -> None:
+            enlarged = to_image_size(values[chosen, channel], out).to(out)
+            least, most = enlarged.amin(dim=(1, 2), keepdim=True), enlarged.amax(dim=(1, 2), keepdim=True)
+            masks = (enlarged - least) / torch.where(most > least, most - least, 1.0)
+            torch.mul(images[chosen], masks[:, None], out=out)
+
+        scores = scores_of_variants(self.model, images, targets, values.shape[1], make, self.rows_per_forward)  # (N, C)
+        varies = high > low
+        weights = torch.where(varies, scores, -torch.inf).softmax(dim=1)
+        weights = torch.where(varies, weights, 0.0)  # where no channel varies, the softmax is NaN
+        return to_image_size((weights[:, :, None, None] * values).sum(dim=1).relu(), images)
+
+
+@dataclass(frozen=True)
+class GuidedGradCam:
+    """Guided Grad-CAM: guided backprop times Grad-CAM (clipped at zero, enlarged).
+
+    Args:
+        model: classifier with ReLUs, (N, C, H, W) -> (N, K) logits.
+        layer: name of a convolutional submodule, as in `model.named_modules()`.
+        interpolation: "nearest" (as Captum) or "bilinear", from the layer's size to the image's.
+
+    Raises:
+        ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w); on the
+            call, where the model calls no ReLU.
+
+    Reference:
+        Selvaraju et al., ICCV 2017, arXiv:1610.02391, section 3.2.
+    """
+
+    model: nn.Module
+    layer: str
+    interpolation: str = "nearest"
+
+    def __post_init__(self) -> None:
+        module_named(self.model, self.layer)
+        options.one_of(self, "interpolation", self.interpolation, INTERPOLATIONS)
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, C, H, W), float32, signed."""
+        maps = GradCam(self.model, self.layer, interpolation=self.interpolation)(images, targets)
+        return GuidedBackprop(self.model)(images, targets) * maps[:, None]
+
+
+def _activations_only(model: nn.Module, layer: str, images: Tensor) -> Tensor:
+    """A layer's output, (N, C, h, w), without gradients."""
+    with recorded(model, layer) as outputs, frozen_eval(model), torch.no_grad():
+        rows.logits_of(model, images.detach().clone())
+    return _of_layer(layer, outputs)

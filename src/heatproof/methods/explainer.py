@@ -1,0 +1,144 @@
+"""Any attribution method named in a configuration, behind one call: images, targets and indices in, maps out.
+
+A dotted path names a *factory* `(model, **kwargs)` that returns a callable `(images, targets) -> maps`, or a *function*
+`(model, preprocessed_image, label, **kwargs) -> map` that explains one image, the form of the ROAR code.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from heatproof import plugins, seeding
+from heatproof.errors import MapError
+from heatproof.methods.reduction import reduce_channels
+from heatproof.models import frozen_eval
+
+# Parameters that a factory may name to be given by us; users never set them.
+PROVIDED = ("seed", "regions", "normalization")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Maps of a batch (N, H, W) float32, and which of them hold NaN or infinity (N,)."""
+
+    maps: Tensor
+    invalid: Tensor
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """One configured method.
+
+    Args:
+        name: for messages.
+        path: dotted path of a factory or function.
+        options: its keyword arguments.
+        channel_reduction: how (N, C, H, W) becomes (N, H, W); see `reduce_channels`.
+        on_invalid: "error", or "skip" to report maps with NaN or infinity as invalid.
+    """
+
+    name: str
+    path: str
+    options: Mapping[str, Any]
+    channel_reduction: str = "signed_max"
+    on_invalid: str = "error"
+
+    def check(self) -> None:
+        """Checks path and options, before a model is loaded.
+
+        Raises:
+            PluginError: naming what does not fit.
+        """
+        target = plugins.resolve(self.path)
+        plugins.check_options(
+            self.path, target, self.options, positional=3 if self._is_function(target) else 1, provided=PROVIDED
+        )
+
+    def code_version(self) -> str:
+        """Version of the code that makes the maps, for their origin."""
+        return plugins.code_version(plugins.resolve(self.path))
+
+    def bind(self, model: nn.Module, provided: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor], Explained]:
+        """The method at work on a model, which is frozen in eval mode during each call and put back afterwards.
+
+        Code that draws from torch's global generator finds it seeded by (seed, image index) in a function, and by
+        (seed, first index of the batch) in a factory's callable.
+
+        Args:
+            model: classifier, images (N, C, H, W) -> logits (N, K).
+            provided: values for those of PROVIDED that a factory names.
+
+        Returns:
+            A function of images (N, C, H, W), targets (N,) and indices (N,) in the split.
+        """
+        target = plugins.resolve(self.path)
+        seed = int(provided.get("seed", 0))
+        if self._is_function(target):
+            explain = self._one_by_one(target, model, seed)
+        else:
+            extra = {name: provided[name] for name in PROVIDED if name in provided and plugins.wants(target, name)}
+            explain = _with_indices(target(model, **self.options, **extra))
+
+        def call(images: Tensor, targets: Tensor, indices: Tensor) -> Explained:
+            torch.manual_seed(seeding.derive(seed, "explain", int(indices[0])))
+            with frozen_eval(model):
+                maps = explain(images, targets, indices)
+            return self._checked(maps, images, indices)
+
+        return call
+
+    def _is_function(self, target: Any) -> bool:
+        if isinstance(target, type) or not callable(target):
+            return False
+        named = [
+            p
+            for p in inspect.signature(target).parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        return len(named) >= 3 and all(p.default is p.empty and p.name not in self.options for p in named[1:3])
+
+    def _one_by_one(self, function: Any, model: nn.Module, seed: int) -> Callable[[Tensor, Tensor, Tensor], Any]:
+        def explain(images: Tensor, targets: Tensor, indices: Tensor) -> Tensor:
+            maps = []
+            for image, label, index in zip(images, targets, indices.tolist(), strict=True):
+                torch.manual_seed(seeding.derive(seed, "explain", index))
+                found = function(model, image[None], label[None], **self.options)
+                array = torch.as_tensor(np.asarray(found) if not isinstance(found, Tensor) else found.detach())
+                maps.append(array[0] if array.ndim == 4 else array)
+            if len({tuple(array.shape) for array in maps}) > 1:
+                raise MapError(f"{self.name}: maps of different shapes in one batch")
+            return torch.stack(maps)
+
+        return explain
+
+    def _checked(self, maps: Any, images: Tensor, indices: Tensor) -> Explained:
+        where = f"{self.name} ({self.path})"
+        if not isinstance(maps, Tensor):
+            maps = torch.as_tensor(maps)
+        expected = (len(images), *images.shape[2:])
+        shape = (maps.shape[0], *maps.shape[2:]) if maps.ndim == 4 else tuple(maps.shape)
+        if shape != expected:
+            raise MapError(
+                f"{where}: image {int(indices[0])}: maps of shape {tuple(maps.shape)}; expected (N, H, W) or (N, C, H, W) "
+                f"with N, H, W = {expected}"
+            )
+        maps = maps.detach().to(torch.float32)
+        reduced = reduce_channels(maps, self.channel_reduction) if maps.ndim == 4 else maps
+        invalid = ~torch.isfinite(reduced).all(dim=2).all(dim=1)
+        if bool(invalid.any()) and self.on_invalid == "error":
+            first = int(indices[int(invalid.nonzero()[0])])
+            raise MapError(
+                f"{where}: the map of image {first} holds NaN or infinity; mend the method, or set on_invalid: skip"
+            )
+        return Explained(reduced, invalid)
+
+
+def _with_indices(explain: Any) -> Callable[[Tensor, Tensor, Tensor], Any]:
+    if plugins.wants(explain, "indices"):
+        return lambda images, targets, indices: explain(images, targets, indices=indices)
+    return lambda images, targets, indices: explain(images, targets)

@@ -1,0 +1,1 @@
+"""Scores as plain arithmetic on NumPy arrays."""

@@ -1,0 +1,551 @@
+"""How sure a number is: intervals, paired tests, ranks over many methods, agreement of two orders.
+
+An undefined score is NaN; it is left out and counted, never taken as 0. Functions that compare leave out a pair or a
+block as a whole as soon as one of its values is NaN.
+"""
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from heatproof import seeding
+from heatproof.errors import InputError, nearest
+
+MIN_WILCOXON_PAIRS = 6  # the smallest two-sided exact p of five pairs is 0.0625: they can never reach 0.05
+MIN_BLOCKS = 5  # below, ranks over blocks are not testable
+EXACT_UP_TO = 25  # pairs, for Wilcoxon's exact distribution
+RESAMPLES = 10_000
+
+
+class Interval(NamedTuple):
+    """Two ends; numbers, or arrays of one shape."""
+
+    low: Any
+    high: Any
+
+    @classmethod
+    def of_resamples(cls, means: NDArray[np.float64], level: float) -> "Interval":
+        """The percentile interval of resampled means, along the last axis."""
+        tail = 50 * (1 - level)
+        low, high = np.percentile(means, [tail, 100 - tail], axis=-1)
+        return cls(low, high)
+
+
+class Significance(NamedTuple):
+    """A test's statistic and its two-sided p value."""
+
+    statistic: float
+    p: float
+
+
+class Summary(NamedTuple):
+    """One line of a table: how many scores, how many undefined ones left out, mean, sample deviation, interval."""
+
+    n: int
+    n_undefined: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """Two methods on the same units: how many pairs, the mean difference with its interval, effect sizes, the test."""
+
+    n: int
+    n_undefined: int
+    mean: float
+    low: float
+    high: float
+    cohens_d: float
+    rank_biserial: float
+    wilcoxon_p: float
+
+
+# --- one method
+
+
+def summarize(values: ArrayLike, *, seed: int | None = None, level: float = 0.95) -> Summary:
+    """Number, mean, sample standard deviation and interval of the mean of the scores that are defined.
+
+    Args:
+        values: (N,) scores, NaN where undefined.
+        seed: with it, the percentile bootstrap (units: images; the same resamples for every method with N images);
+            without it, the t interval (units: runs).
+        level: coverage of the interval.
+
+    >>> summarize([1.0, 2.0, 3.0, float("nan")])._replace(low=0, high=0)
+    Summary(n=3, n_undefined=1, mean=2.0, sd=1.0, low=0, high=0)
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    defined = scores[~np.isnan(scores)]
+    interval = t_interval(scores, level) if seed is None else seeded_bootstrap(scores[None], seed, level=level)
+    mean = float(defined.mean()) if len(defined) else math.nan
+    sd = float(defined.std(ddof=1)) if len(defined) > 1 else math.nan
+    return Summary(
+        len(defined),
+        len(scores) - len(defined),
+        mean,
+        sd,
+        low=float(np.squeeze(interval.low)),
+        high=float(np.squeeze(interval.high)),
+    )
+
+
+def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Student's t interval of the mean, along the last axis: for few units, such as runs.
+
+    Args:
+        values: (..., R); NaN is left out.
+        level: coverage.
+
+    Returns:
+        Ends of shape (...); NaN where fewer than two values are defined.
+
+    >>> low, high = t_interval([68.181, 65.885, 67.098, 65.526, 66.025])
+    >>> round(float(low), 5), round(float(high), 5)
+    (65.19326, 67.89274)
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    defined = ~np.isnan(scores)
+    number = defined.sum(axis=-1)
+    enough = number > 1
+    divisor = np.where(enough, number, 2)
+    mean = np.where(defined, scores, 0.0).sum(axis=-1) / divisor
+    squares = (np.where(defined, scores - mean[..., None], 0.0) ** 2).sum(axis=-1)
+    half = stats.t.ppf(0.5 + level / 2, divisor - 1) * np.sqrt(squares / (divisor - 1) / divisor)
+    half = np.where(enough, half, np.nan)
+    return Interval(mean - half, mean + half)
+
+
+def bootstrap_index(generator: np.random.Generator, units: int, resamples: int = RESAMPLES) -> NDArray[np.int32]:
+    """Positions drawn with replacement: one matrix for all methods, which are so compared on the same resamples.
+
+    Args:
+        generator: where they come from.
+        units: number of scores, N.
+        resamples: number of rows, B.
+
+    Returns:
+        (B, N), in 0 .. N - 1.
+
+    >>> bootstrap_index(np.random.default_rng(0), 7, resamples=3).shape
+    (3, 7)
+    """
+    return generator.integers(units, size=(resamples, units), dtype=np.int32)
+
+
+def bootstrap_interval(values: ArrayLike, index: NDArray[Any], level: float = 0.95) -> Interval:
+    """Percentile bootstrap interval of the mean: for many units, such as images.
+
+    Args:
+        values: (N,), or (M, N) for several methods; NaN is left out of each resample.
+        index: (B, N) from `bootstrap_index`, the same for all methods.
+        level: coverage.
+
+    Returns:
+        Ends of shape () or (M,); NaN where no value is defined.
+
+    >>> index = np.array([[0, 0], [0, 1], [1, 1]])
+    >>> low, high = bootstrap_interval([1.0, 3.0], index, level=0.5)
+    >>> float(low), float(high)
+    (1.5, 2.5)
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    if index.ndim != 2 or scores.shape[-1:] != index.shape[1:]:
+        raise InputError(f"index: shape {index.shape}; expected (resamples, {scores.shape[-1]})")
+    rows = scores.reshape(-1, scores.shape[-1])
+    step = _resamples_at_once(index.shape[1])
+    low, high = _intervals(rows, (index[start : start + step] for start in range(0, len(index), step)), level)
+    return Interval(low.reshape(scores.shape[:-1]), high.reshape(scores.shape[:-1]))
+
+
+def seeded_bootstrap(values: ArrayLike, seed: int, resamples: int = RESAMPLES, level: float = 0.95) -> Interval:
+    """`bootstrap_interval` with resamples drawn from a root seed: the same for all scores of N units, whenever asked.
+
+    The index matrix is never held as a whole, so N may be large.
+
+    Args:
+        values: (M, N) scores of several methods; NaN is left out of each resample.
+        seed: root seed.
+        resamples: how many.
+        level: coverage of the interval.
+
+    Returns:
+        Ends of shape (M,); NaN where no value is defined.
+
+    >>> low, high = seeded_bootstrap([[1.0, 1.0, 1.0]], seed=0)
+    >>> float(low[0]), float(high[0])
+    (1.0, 1.0)
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    units = rows.shape[-1]
+    generator = seeding.generator(seed, "bootstrap", units)
+    step = _resamples_at_once(units)
+    numbers = (min(step, resamples - start) for start in range(0, resamples, step))
+    return _intervals(rows, (bootstrap_index(generator, units, number) for number in numbers), level)
+
+
+# --- two methods on the same units
+
+
+def compare(a: ArrayLike, b: ArrayLike, *, seed: int | None = None, level: float = 0.95) -> Comparison:
+    """Everything to be said of a - b: counts, mean, interval, effect sizes, and Wilcoxon's p from six pairs on.
+
+    Args:
+        a: (N,) scores of one method, NaN where undefined.
+        b: (N,) scores of the other for the same units.
+        seed: with it the percentile bootstrap (images), without it the t interval (runs), as in `summarize`.
+        level: coverage of the interval.
+
+    >>> comparison = compare([2.0, 4.0, 6.0, 1.0], [1.0, 2.0, 3.0, float("nan")])
+    >>> comparison.n, comparison.n_undefined, comparison.mean, comparison.cohens_d, comparison.wilcoxon_p
+    (3, 1, 2.0, 2.0, nan)
+    """
+    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    summary = summarize(differences, seed=seed, level=level)
+    p = wilcoxon(differences).p if summary.n >= MIN_WILCOXON_PAIRS else math.nan
+    return Comparison(
+        summary.n,
+        summary.n_undefined,
+        summary.mean,
+        summary.low,
+        summary.high,
+        cohens_d(differences),
+        rank_biserial(differences),
+        p,
+    )
+
+
+def paired_t(a: ArrayLike, b: ArrayLike | None = None) -> Significance:
+    """Student's t test of paired differences; `a` alone is taken as the differences.
+
+    >>> round(paired_t([1.0, 2.0, 3.0]).statistic, 6)
+    3.464102
+    """
+    result = stats.ttest_1samp(_differences(a, b), 0.0)
+    return Significance(float(result.statistic), float(result.pvalue))
+
+
+def wilcoxon(
+    a: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    zeros: Literal["wilcox", "pratt"] = "wilcox",
+    method: Literal["auto", "exact", "approx"] = "auto",
+    correction: bool = False,
+) -> Significance:
+    """Wilcoxon's signed-rank test: are paired differences centred at 0?
+
+    The differences' sizes are ranked, ties by mid-ranks; the statistic is the smaller of the rank sums of positive
+    and negative ones.
+
+    Args:
+        a: (N,) scores of one method, or the differences themselves.
+        b: (N,) scores of the other.
+        zeros: differences of 0 are dropped before ranking ("wilcox"), or ranked and then dropped ("pratt").
+        method: "exact" distribution, "approx" (normal, with tie correction), or "auto": exact for up to 25 pairs
+            without ties and zeros.
+        correction: continuity correction of the normal approximation.
+
+    Returns:
+        Statistic and two-sided p; NaN where no difference is left.
+
+    Reference:
+        Wilcoxon, Biometrics Bulletin 1 (1945); Pratt, JASA 54 (1959); tie correction as in SciPy, whose own function
+        names the approximation differently in each version.
+
+    >>> wilcoxon([1, 2, 3, 4, 5])
+    Significance(statistic=0.0, p=0.0625)
+    """
+    for name, value, known in (("zeros", zeros, ("wilcox", "pratt")), ("method", method, ("auto", "exact", "approx"))):
+        if value not in known:
+            raise InputError(f"{name}: {value!r}{nearest(value, known)}")
+    differences = _differences(a, b)
+    if zeros == "wilcox":
+        differences = differences[differences != 0]
+    sizes = stats.rankdata(np.abs(differences))
+    positive, negative = float(sizes[differences > 0].sum()), float(sizes[differences < 0].sum())
+    statistic, total = min(positive, negative), positive + negative
+    if total == 0:
+        return Significance(math.nan, math.nan)
+    distinct = len(np.unique(sizes)) == len(sizes) and bool((differences != 0).all())
+    if method == "exact" and not distinct:
+        raise InputError("method: 'exact' asked for, but there are ties or zeros; use 'approx' or 'auto'")
+    if method == "exact" or (method == "auto" and distinct and len(sizes) <= EXACT_UP_TO):
+        return Significance(statistic, _exact_signed_rank_p(int(statistic), len(sizes)))
+    variance = float((sizes[differences != 0] ** 2).sum()) / 4  # of the sum of ranks with random signs, ties or not
+    distance = total / 2 - statistic - (0.5 if correction else 0.0)
+    return Significance(statistic, min(1.0, 2 * float(stats.norm.sf(distance / math.sqrt(variance)))))
+
+
+def cohens_d(differences: ArrayLike) -> float:
+    """Mean of paired differences in units of their standard deviation; NaN where that is 0 or unknown.
+
+    >>> cohens_d([1.0, 2.0, 3.0])
+    2.0
+    """
+    defined = _differences(differences, None)
+    sd = float(defined.std(ddof=1)) if len(defined) > 1 else 0.0
+    return float(defined.mean()) / sd if sd > 0 else math.nan
+
+
+def rank_biserial(differences: ArrayLike) -> float:
+    """Positive minus negative rank sum of paired differences, as a share of both, in [-1, 1]; zeros are dropped.
+
+    Reference:
+        Kerby, Comprehensive Psychology 3 (2014).
+
+    >>> rank_biserial([1.0, 2.0, -3.0])
+    0.0
+    """
+    defined = _differences(differences, None)
+    defined = defined[defined != 0]
+    sizes = stats.rankdata(np.abs(defined))
+    return float((np.sign(defined) * sizes).sum() / sizes.sum()) if len(defined) else math.nan
+
+
+def holm(p: ArrayLike) -> NDArray[np.float64]:
+    """P values adjusted for testing several methods against one control (Holm); NaN is no test and is not counted.
+
+    Reference:
+        Holm, Scandinavian Journal of Statistics 6 (1979).
+
+    >>> holm([0.001, 0.04, 0.03, 0.012, 0.5])
+    array([0.005, 0.09 , 0.09 , 0.048, 0.5  ])
+    """
+    values = np.asarray(p, dtype=np.float64)
+    adjusted = np.full(values.shape, np.nan)
+    tests = np.flatnonzero(~np.isnan(values))
+    rising = tests[np.argsort(values[tests], kind="stable")]
+    factors = len(tests) - np.arange(len(tests))
+    adjusted[rising] = np.minimum(1.0, np.maximum.accumulate(values[rising] * factors))
+    return adjusted
+
+
+# --- many methods over blocks
+
+
+def average_ranks(table: ArrayLike, higher_is_better: bool = True) -> NDArray[np.float64]:
+    """Mean rank of each method over the blocks; 1 is best, ties share their mean rank.
+
+    Args:
+        table: (M, B) one score for each method and block; a block with NaN is left out.
+        higher_is_better: direction of the score.
+
+    Returns:
+        (M,), in [1, M].
+
+    >>> average_ranks([[0.9, 0.8], [0.7, 0.8], [0.1, 0.2]])
+    array([1.25, 1.75, 3.  ])
+    """
+    scores = _blocks(table)
+    means: NDArray[np.float64] = stats.rankdata(-scores if higher_is_better else scores, axis=0).mean(axis=1)
+    return means
+
+
+def friedman(table: ArrayLike) -> Significance:
+    """Friedman's test: do methods differ, judged by their ranks within blocks? Corrected for ties.
+
+    Args:
+        table: (M, B), as in `average_ranks`; at least three methods.
+
+    Returns:
+        chi2 with M - 1 degrees of freedom, and p; NaN where all scores of all blocks are tied.
+
+    Reference:
+        Friedman, JASA 32 (1937); Demsar, JMLR 7 (2006).
+
+    >>> round(friedman([[3, 3, 3], [2, 2, 2], [1, 1, 1]]).statistic, 12)
+    6.0
+    """
+    scores = _blocks(table)
+    methods = len(scores)
+    ranks = stats.rankdata(scores, axis=0)
+    sums = ranks.sum(axis=1)
+    spread = float(((sums - sums.mean()) ** 2).sum())
+    within = float(((ranks - ranks.mean(axis=0)) ** 2).sum())
+    if methods < 2 or within == 0:
+        return Significance(math.nan, math.nan)
+    chi2 = spread * (methods - 1) / within
+    return Significance(chi2, float(stats.chi2.sf(chi2, methods - 1)))
+
+
+def iman_davenport(table: ArrayLike) -> Significance:
+    """Iman and Davenport's F, less timid than Friedman's chi2: (B - 1) chi2 / (B (M - 1) - chi2).
+
+    Args:
+        table: (M, B), as in `average_ranks`.
+
+    Returns:
+        F with M - 1 and (M - 1)(B - 1) degrees of freedom, and p; infinite and 0 where all blocks agree.
+
+    Reference:
+        Iman and Davenport, Communications in Statistics A9 (1980).
+
+    >>> result = iman_davenport([[3, 3, 2], [2, 2, 3], [1, 1, 1]])
+    >>> round(result.statistic, 9)
+    7.0
+    """
+    methods, blocks = _blocks(table).shape
+    chi2 = friedman(table).statistic
+    rest = blocks * (methods - 1) - chi2
+    if math.isnan(chi2) or rest <= 0:
+        return Significance(math.nan, math.nan) if math.isnan(chi2) else Significance(math.inf, 0.0)
+    f = (blocks - 1) * chi2 / rest
+    return Significance(f, float(stats.f.sf(f, methods - 1, (methods - 1) * (blocks - 1))))
+
+
+@functools.lru_cache(maxsize=64)
+def critical_difference(methods: int, blocks: int, alpha: float = 0.05) -> float:
+    """Nemenyi: how far two average ranks must lie apart to differ; q * sqrt(M (M + 1) / (6 B)).
+
+    q is the quantile of the studentised range for M methods and infinitely many degrees of freedom, over sqrt(2).
+
+    Reference:
+        Demsar, JMLR 7 (2006).
+
+    >>> round(critical_difference(5, 7), 6)
+    2.30539
+    """
+    q = float(stats.studentized_range.isf(alpha, methods, math.inf)) / math.sqrt(2)
+    return q * math.sqrt(methods * (methods + 1) / (6 * blocks))
+
+
+def groups(ranks: ArrayLike, difference: float) -> list[list[int]]:
+    """The largest groups of methods whose average ranks do not differ by more than the critical difference.
+
+    Args:
+        ranks: (M,) average ranks.
+        difference: from `critical_difference`.
+
+    Returns:
+        Positions of the methods in each group, best first; a method without company is in none.
+
+    >>> groups([1.0, 3.5, 2.0, 2.5], difference=1.5)
+    [[0, 2, 3], [2, 3, 1]]
+    """
+    values = np.asarray(ranks, dtype=np.float64)
+    best = np.argsort(values, kind="stable")
+    ends = np.searchsorted(values[best], values[best] + difference, side="right")
+    found: list[list[int]] = []
+    reached = 0
+    for start, end in enumerate(ends.tolist()):
+        if end > max(reached, start + 1):
+            found.append(best[start:end].tolist())
+        reached = max(reached, end)
+    return found
+
+
+# --- agreement of two orders
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """Spearman's rank correlation along the last axis, ties by mid-ranks.
+
+    Args:
+        a: (..., D) values.
+        b: (..., D) others for the same things; a pair with NaN is left out.
+
+    Returns:
+        (...), in [-1, 1]; NaN where either side is constant.
+
+    >>> spearman([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0]).round(12).item()
+    0.8
+    """
+    return _row_by_row(_spearman_of_row, a, b)
+
+
+def kendall(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """Kendall's tau-b along the last axis: concordant minus discordant pairs, corrected for ties.
+
+    Args:
+        a: (..., D) values.
+        b: (..., D) others for the same things; a pair with NaN is left out.
+
+    Returns:
+        (...), in [-1, 1]; NaN where either side is constant.
+
+    >>> kendall([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0]).round(12).item()
+    0.666666666667
+    """
+    return _row_by_row(lambda x, y: float(stats.kendalltau(x, y).statistic), a, b)
+
+
+# --- shared pieces
+
+
+def _resamples_at_once(units: int) -> int:
+    """How many resamples are counted in one go, so that memory stays small for any number of units."""
+    return max(1, 2**21 // max(1, units))
+
+
+def _intervals(rows: NDArray[np.float64], parts: Iterable[NDArray[Any]], level: float) -> Interval:
+    """Percentile intervals of the means of rows (M, N) over resamples, which come as index matrices (b, N).
+
+    A resample is a vector of counts, so that all rows are one matrix product. One in which a row has no defined value
+    is left out for that row.
+    """
+    defined = ~np.isnan(rows)
+    filled = np.where(defined, rows, 0.0)
+    means = []
+    for index in parts:
+        resamples, units = index.shape
+        flat = (index + units * np.arange(resamples)[:, None]).reshape(-1)
+        counts = np.bincount(flat, minlength=resamples * units).reshape(resamples, units).astype(np.float64)
+        present = np.float64(units) if defined.all() else defined @ counts.T
+        with np.errstate(invalid="ignore"):
+            means.append(filled @ counts.T / present)
+    low, high = (np.full(len(rows), np.nan) for _ in range(2))
+    for row, drawn in enumerate(np.concatenate(means, axis=1)):
+        if defined[row].any():
+            low[row], high[row] = Interval.of_resamples(drawn[np.isfinite(drawn)], level)
+    return Interval(low, high)
+
+
+def _differences(a: ArrayLike, b: ArrayLike | None) -> NDArray[np.float64]:
+    first = np.asarray(a, dtype=np.float64)
+    differences = first if b is None else first - np.asarray(b, dtype=np.float64)
+    if differences.ndim != 1:
+        raise InputError(f"differences: shape {differences.shape}; expected one number for each pair")
+    return differences[~np.isnan(differences)]
+
+
+def _exact_signed_rank_p(statistic: int, pairs: int) -> float:
+    """Two-sided: twice the share of all sign patterns whose positive rank sum is at most `statistic`."""
+    ways = np.ones(1)  # ways[s]: how many sets of ranks 1 .. k sum to s
+    for rank in range(1, pairs + 1):
+        ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
+    return min(1.0, 2 * float(ways[: statistic + 1].sum() / ways.sum()))
+
+
+def _blocks(table: ArrayLike) -> NDArray[np.float64]:
+    scores = np.asarray(table, dtype=np.float64)
+    if scores.ndim != 2:
+        raise InputError(f"table: shape {scores.shape}; expected (methods, blocks)")
+    return scores[:, ~np.isnan(scores).any(axis=0)]
+
+
+def _spearman_of_row(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    x, y = stats.rankdata(a), stats.rankdata(b)
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / scale if scale > 0 else math.nan
+
+
+def _row_by_row(correlation: Any, a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if left.shape != right.shape or left.ndim < 1:
+        raise InputError(f"b: shape {right.shape}; expected that of a, {left.shape}")
+    result = np.full(left.shape[:-1], np.nan)
+    for place in np.ndindex(result.shape):
+        defined = ~(np.isnan(left[place]) | np.isnan(right[place]))
+        x, y = left[place][defined], right[place][defined]
+        if len(x) > 1 and x.min() < x.max() and y.min() < y.max():
+            result[place] = correlation(x, y)
+    return result

@@ -1,0 +1,91 @@
+"""Looking into a model without leaving a trace: everything here puts the old state back, also after an error."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heatproof.errors import ModelError, nearest
+
+
+def module_named(model: nn.Module, name: str) -> nn.Module:
+    """The submodule of this name, as in `model.named_modules()`.
+
+    Raises:
+        ModelError: where there is none; it lists the nearest names.
+
+    >>> module_named(nn.Sequential(nn.ReLU()), "0")
+    ReLU()
+    """
+    modules: dict[str, nn.Module] = {key: m for key, m in model.named_modules(remove_duplicate=False) if key}
+    if name not in modules:
+        raise ModelError(f"layer {name!r}: {type(model).__name__} has no such layer{nearest(name, modules)}")
+    return modules[name]
+
+
+@contextmanager
+def recorded(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
+    """Records the output of a layer while the model runs inside the block.
+
+    Yields:
+        A list that holds, after a forward pass, one tensor: what the layer gave in its last call (one module can be
+        called several times in a pass, as the ReLU of torchvision's residual blocks). Where gradients are on, they
+        can be asked for with respect to it. Empty where the layer was not called.
+
+    Raises:
+        ModelError: where there is no such layer, or where its output is not a tensor.
+
+    >>> model = nn.Sequential(nn.ReLU(), nn.Flatten())
+    >>> with recorded(model, "0") as outputs:
+    ...     _ = model(torch.tensor([[-1.0, 2.0]]))
+    >>> outputs[0].detach()
+    tensor([[0., 2.]])
+    """
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: Any, output: Any) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise ModelError(f"layer {layer!r}: gives a {type(output).__name__}, not a tensor; choose another layer")
+        if torch.is_grad_enabled() and not output.requires_grad and output.is_floating_point():
+            # Nothing before this layer asks for gradients: the graph begins here, so that no memory goes to what lies before.
+            output = output.detach().requires_grad_()
+        outputs[:] = [output]
+        # What follows works on a copy: an in-place ReLU would else overwrite what was recorded.
+        copy: Tensor = output.clone()
+        return copy
+
+    handle = module_named(model, layer).register_forward_hook(keep)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def frozen_eval(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and no gradients for parameters, inside the block.
+
+    Then every module's mode and every parameter's `requires_grad` are as before, even where they differed
+    from one another. No `.grad` is touched. Gradients with respect to inputs and outputs of layers work as usual.
+
+    >>> model = nn.Dropout()
+    >>> with frozen_eval(model):
+    ...     model.training
+    False
+    >>> model.training
+    True
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad = flag

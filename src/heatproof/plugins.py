@@ -1,0 +1,108 @@
+"""Whatever a configuration names by a dotted path: found here, and its options checked before anything runs."""
+
+import hashlib
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from heatproof.errors import PluginError, nearest
+
+
+def resolve(path: str) -> Any:
+    """The object that a dotted path such as "heatproof.methods.cam.GradCam" names.
+
+    Raises:
+        PluginError: where a part of the path does not exist (naming the nearest) or its module fails to import.
+    """
+    parts = path.split(".")
+    found: Any = _import(path, parts[0])
+    if found is None:
+        raise PluginError(
+            f"{path}: there is no module {parts[0]!r}; is it installed, or in the folder you started from?"
+        )
+    for position in range(1, len(parts)):
+        owner, name = found, parts[position]
+        found = getattr(owner, name, None)
+        if found is None and hasattr(owner, "__path__"):
+            found = _import(path, ".".join(parts[: position + 1]))
+        if found is None:
+            raise PluginError(f"{path}: {'.'.join(parts[:position])} has no {name!r}{nearest(name, _names_in(owner))}")
+    return found
+
+
+def _import(path: str, module: str) -> Any:
+    """The module, or None where there is none of this name."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            return None
+        raise PluginError(f"{path}: importing {module} failed: no module named {error.name!r}") from error
+    except Exception as error:  # a user's module may raise anything while it is imported
+        raise PluginError(f"{path}: importing {module} failed: {type(error).__name__}: {error}") from error
+
+
+def _names_in(owner: Any) -> list[str]:
+    submodules = [module.name for module in pkgutil.iter_modules(getattr(owner, "__path__", None) or [])]
+    return [name for name in dict.fromkeys([*dir(owner), *submodules]) if not name.startswith("_")]
+
+
+def check_options(
+    path: str, target: Any, options: Mapping[str, Any], positional: int = 0, provided: Collection[str] = ()
+) -> None:
+    """Checks that `target(*positional arguments, **options)` fits its signature.
+
+    Args:
+        path: the name for messages.
+        target: a class or function.
+        options: keyword options from the configuration.
+        positional: how many leading parameters the caller fills.
+        provided: names that the caller fills by keyword where the signature has them; users may not set them.
+
+    Raises:
+        PluginError: not callable, unknown option (naming the nearest), missing option.
+    """
+    if not callable(target):
+        raise PluginError(f"{path}: is not callable; expected a class or a function")
+    parameters = list(_signature(path, target).parameters.values())
+    takes = f"{path} takes ({', '.join(p.name for p in parameters)})"
+    named = [p for p in parameters[positional:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for name in options:
+        if name in provided or (not free and name not in {p.name for p in named}):
+            known = [p.name for p in named if p.name not in provided]
+            raise PluginError(f"{path}: unknown option {name!r}{nearest(name, known)}; {takes}")
+    missing = [p.name for p in named if p.default is p.empty and p.name not in options and p.name not in provided]
+    if missing:
+        raise PluginError(f"{path}: option {missing[0]!r} is missing; {takes}")
+
+
+def wants(target: Callable[..., Any], name: str) -> bool:
+    """Whether a callable has a parameter of this name (a `**kwargs` does not count)."""
+    return name in inspect.signature(target).parameters
+
+
+def code_version(target: Any) -> str:
+    """What a result's origin says about the code: the module's RESULTS_VERSION, else a hash of its source file.
+
+    Our own modules state a RESULTS_VERSION, raised when their numbers change, so that a mended comment
+    makes nothing stale; a user's module is taken by its bytes, so that an edit is never overlooked.
+    """
+    module = sys.modules[inspect.unwrap(target).__module__]
+    version = getattr(module, "RESULTS_VERSION", None)
+    if version is not None:
+        return str(version)
+    if module.__file__ is None or not Path(module.__file__).is_file():
+        return "unknown"
+    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:16]
+
+
+def _signature(path: str, target: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(target)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{path}: has no signature that could be checked") from error

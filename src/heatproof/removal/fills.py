@@ -1,0 +1,304 @@
+"""What replaces removed pixels.
+
+A fill is a frozen dataclass, called with pixels, a mask and, where it draws, the images' indices; it returns a new
+tensor on the same device, in which kept pixels are bit for bit what they were. All fills work in [0, 1] pixel space,
+before normalisation, for training, validation and test alike, and nothing is rounded to 8 bits.
+
+Most fills know what a pixel would become before they know which ones go: they have a method `replacement`, and
+whoever removes many fractions of one image asks for it once.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from heatproof import plugins, seeding
+from heatproof.errors import InputError, PluginError, nearest
+from heatproof.removal.linear import impute_linear
+from heatproof.removal.pixels import as_float, by_channel, colour_like, drawn
+
+RESULTS_VERSION = 1
+
+
+class Fill(Protocol):
+    """Replaces removed pixels."""
+
+    def __call__(self, pixels: Tensor, removed: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """Pixels (N, C, H, W) float, removed (N, H, W) or (N, C, H, W) bool, indices (N,): pixels, filled."""
+        ...
+
+
+@runtime_checkable
+class Replacing(Protocol):
+    """A fill whose new value of a pixel does not depend on which pixels are removed."""
+
+    def replacement(self, pixels: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """What each pixel (N, C, H, W) would become; axes of N, H and W may have size 1."""
+        ...
+
+
+def _replace(self: Replacing, pixels: Tensor, removed: Tensor, indices: ArrayLike | None = None) -> Tensor:
+    """Replaces the removed pixels; the others stay as they are."""
+    pixels = as_float(pixels)
+    return torch.where(by_channel(removed, pixels), self.replacement(pixels, indices), pixels)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean colour of the data set's training split: ROAR's fill.
+
+    Args:
+        mean: one value for each channel, in [0, 1] units.
+
+    Reference:
+        Hooker et al., arXiv:1806.10758.
+
+    >>> pixels, removed = torch.zeros(1, 1, 1, 2), torch.tensor([[[True, False]]])
+    >>> Mean((0.5,))(pixels, removed)
+    tensor([[[[0.5000, 0.0000]]]])
+    """
+
+    mean: tuple[float, ...]
+
+    def replacement(self, pixels: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """The mean colour, (1, C, 1, 1)."""
+        return colour_like(self.mean, pixels)
+
+    __call__ = _replace
+
+
+@dataclass(frozen=True)
+class Black:
+    """Zero in pixel space."""
+
+    def replacement(self, pixels: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """Zero, (1, 1, 1, 1)."""
+        return colour_like((0.0,), pixels)
+
+    __call__ = _replace
+
+
+@dataclass(frozen=True)
+class ZeroNormalised:
+    """Zero in the model's normalised space: the mean of its normalisation. The fill of the ROAR code's LeRF and MoRF.
+
+    Args:
+        normalization_mean: the mean that the model's normalisation subtracts, one value for each channel.
+    """
+
+    normalization_mean: tuple[float, ...]
+
+    def replacement(self, pixels: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """The normalisation's mean, (1, C, 1, 1)."""
+        return colour_like(self.normalization_mean, pixels)
+
+    __call__ = _replace
+
+
+@dataclass(frozen=True)
+class ImageMean:
+    """The mean colour of each image, its removed pixels included, as in ROAD's fixed fill.
+
+    It gives away a little of what is removed; in exchange, the fill of an image is the same at all fractions.
+
+    Reference:
+        Rong et al., arXiv:2202.00449: the channel mean imputer of the authors' code.
+    """
+
+    def replacement(self, pixels: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """The mean of each image's channels, (N, C, 1, 1)."""
+        return as_float(pixels).mean(dim=(2, 3), keepdim=True)
+
+    __call__ = _replace
+
+
+@dataclass(frozen=True)
+class Blur:
+    """The image, blurred by a Gaussian; beyond the border it is mirrored, the edge sample repeated.
+
+    Args:
+        sigma: standard deviation as a share of the longer side: 0.05 is 11 pixels at 224, 1.6 at 32.
+
+    Reference:
+        Fong and Vedaldi, arXiv:1704.03296: blur as the deletion of detail (there, 10 pixels at 224).
+    """
+
+    sigma: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise InputError(f"sigma: {self.sigma} must be above 0, a share of the image's longer side")
+
+    def replacement(self, pixels: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """The blurred images, (N, C, H, W)."""
+        pixels = as_float(pixels)
+        height, width = pixels.shape[2:]
+        sigma = self.sigma * max(height, width)
+        rows = torch.from_numpy(_gaussian_matrix(height, sigma)).to(pixels)
+        columns = torch.from_numpy(_gaussian_matrix(width, sigma)).to(pixels)
+        return rows @ pixels @ columns.T
+
+    __call__ = _replace
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Uniform noise in [0, 1), drawn once for each image: at every fraction a pixel gets the same noise.
+
+    Args:
+        seed: root seed; an image's noise depends on it and on the image's index alone.
+    """
+
+    seed: int = 0
+
+    def replacement(self, pixels: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """The noise of each image, (N, C, H, W)."""
+        return drawn(pixels, indices, lambda index, size: seeding.generator(self.seed, "noise", index).random(size))
+
+    __call__ = _replace
+
+
+@dataclass(frozen=True)
+class NoisyLinear:
+    """ROAD's imputation: neighbours' weighted mean, solved for all removed pixels at once, plus a little noise.
+
+    Unlike a constant it does not draw the outline of what was removed, so that the mask's shape leaks less.
+
+    Args:
+        mean: one value for each channel, used where nothing is left of an image.
+        noise: standard deviation of the noise, in [0, 1] units.
+        seed: root seed; an image's noise depends on it and on the image's index alone.
+
+    Reference:
+        Rong et al., arXiv:2202.00449. The system is in `heatproof.removal.linear`.
+    """
+
+    mean: tuple[float, ...]
+    noise: float = 0.01
+    seed: int = 0
+
+    def __call__(self, pixels: Tensor, removed: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """Replaces the removed pixels; the others stay as they are."""
+        return impute_linear(pixels, removed, self.noise, mean=self.mean, seed=self.seed, indices=indices)
+
+
+@dataclass(frozen=True)
+class FunctionFill:
+    """A user's function `(pixels, removed, **options) -> pixels`, which may ask for `indices` by name.
+
+    What it returns is used for the removed pixels only.
+    """
+
+    function: Callable[..., Tensor]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, pixels: Tensor, removed: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """Replaces the removed pixels; the others stay as they are."""
+        pixels = as_float(pixels)
+        asked = {"indices": indices} if plugins.wants(self.function, "indices") else {}
+        # The function gets copies: the caller's tensors stay untouched whatever it does to them.
+        filled = self.function(pixels.clone(), removed.clone(), **self.options, **asked)
+        return torch.where(by_channel(removed, pixels), filled, pixels)
+
+
+FILLS: dict[str, Callable[..., Fill]] = {
+    "mean": Mean,
+    "zero_normalised": ZeroNormalised,
+    "black": Black,
+    "image_mean": ImageMean,
+    "blur": Blur,
+    "noise": Noise,
+    "noisy_linear": NoisyLinear,
+}
+
+
+def build_fill(
+    how: str,
+    *,
+    mean: tuple[float, ...] | None = None,
+    normalization_mean: tuple[float, ...] | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> Fill:
+    """The fill of a name or of a dotted path, its options checked.
+
+    Args:
+        how: a name of `FILLS`, or the dotted path of a class or function that returns a fill, or of a function
+            `(pixels, removed, **options) -> pixels`.
+        mean: mean colour of the data set's training split, for fills that take it.
+        normalization_mean: mean of the model's normalisation, for fills that take it.
+        seed: root seed, for fills that draw.
+        options: further options of the fill.
+
+    Raises:
+        PluginError: the name is not known (naming the nearest), or the options do not fit.
+
+    >>> build_fill("mean", mean=(0.5,), seed=3)
+    Mean(mean=(0.5,))
+    >>> build_fill("blurr")
+    Traceback (most recent call last):
+    heatproof.errors.PluginError: fill: there is no 'blurr'; did you mean 'blur'?
+    """
+    if how in FILLS:
+        target: Any = FILLS[how]
+    elif "." in how:
+        target = plugins.resolve(how)
+    else:
+        raise PluginError(f"fill: there is no {how!r}{nearest(how, FILLS)}")
+    given = {"mean": _plain(mean), "normalization_mean": _plain(normalization_mean), "seed": seed}
+    provided = {name: value for name, value in given.items() if value is not None}
+    is_function = callable(target) and not isinstance(target, type) and plugins.wants(target, "pixels")
+    filled_later = (*provided, "indices") if is_function else tuple(provided)
+    plugins.check_options(how, target, options, positional=2 if is_function else 0, provided=filled_later)
+    options |= {name: value for name, value in provided.items() if plugins.wants(target, name)}
+    fill: Fill = FunctionFill(target, options) if is_function else target(**options)
+    return fill
+
+
+def fill(
+    pixels: Tensor | NDArray[Any],
+    removed: Tensor | NDArray[np.bool_],
+    how: str | Fill,
+    *,
+    indices: ArrayLike | None = None,
+    **options: Any,
+) -> Tensor:
+    """Replaces removed pixels, in one call.
+
+    Args:
+        pixels: (N, C, H, W), float in [0, 1] or uint8 in [0, 255].
+        removed: (N, H, W), all channels of a pixel go; or (N, C, H, W).
+        how: a fill, or what `build_fill` takes, with its options.
+        indices: (N,) index of each image in its split, for fills that draw.
+        options: options of the fill, where `how` is a name.
+
+    Returns:
+        (N, C, H, W) float, a new tensor on the same device.
+
+    >>> fill(np.float32([[[[0.2, 0.4]]]]), np.array([[[True, False]]]), "black")
+    tensor([[[[0.0000, 0.4000]]]])
+    """
+    pixels = torch.as_tensor(pixels)
+    if isinstance(how, str):
+        how = build_fill(how, **options)
+    elif options:
+        raise InputError(f"fill: options {sorted(options)} given beside a finished fill; set them in the fill itself")
+    return how(pixels, torch.as_tensor(removed, device=pixels.device), indices)
+
+
+def _plain(colour: ArrayLike | None) -> tuple[float, ...] | None:
+    return None if colour is None else tuple(np.asarray(colour, dtype=np.float64).reshape(-1).tolist())
+
+
+@functools.lru_cache(maxsize=16)
+def _gaussian_matrix(size: int, sigma: float) -> NDArray[np.float64]:
+    """(size, size); times a column of samples, it is the blurred column."""
+    matrix: NDArray[np.float64] = ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0, mode="reflect")
+    return matrix

@@ -1,0 +1,188 @@
+"""What a model says of images from which growing parts are removed: the forward passes behind LeRF, MoRF and ROAD.
+
+The untouched image is scored once and shared by both ends; all steps of several images travel in one stream of
+forward batches; nothing is recorded for gradients. What a pixel would be replaced by is computed once for each image
+and, like the image, normalised once: a step is then one selection between two tensors.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from heatproof import checks
+from heatproof.errors import InputError, nearest
+from heatproof.removal.fills import Fill, Replacing
+from heatproof.removal.orders import First, count, rank_tensor
+from heatproof.removal.pixels import as_float
+
+RESULTS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DegradedScores:
+    """The model's output for the target of each image, after each step from each end.
+
+    Attributes:
+        firsts: the ends, in the order of the second axis.
+        fractions: (S,) removed fractions, the order of the last axis; the first is 0, the untouched image.
+        logit: (N, len(firsts), S) float64.
+        probability: the same shape; softmax over the classes, in [0, 1].
+        logit_margin: the same shape; logit of the target minus the best other logit: above 0 where the target wins.
+        prediction: the same shape, int64; the class of the highest logit.
+    """
+
+    firsts: tuple[First, ...]
+    fractions: NDArray[np.float64]
+    logit: NDArray[np.float64]
+    probability: NDArray[np.float64]
+    logit_margin: NDArray[np.float64]
+    prediction: NDArray[np.int64]
+
+    def accuracy(self, classes: ArrayLike) -> NDArray[np.float64]:
+        """1 where the prediction is the image's class (N,), else 0; the shape of the scores."""
+        correct: NDArray[np.bool_] = self.prediction == np.asarray(classes)[:, None, None]
+        return correct.astype(np.float64)
+
+
+def degraded_scores(
+    model: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    ranks: Tensor | NDArray[Any],
+    targets: Tensor | NDArray[np.int64],
+    *,
+    normalize: Callable[[Tensor], Tensor],
+    fractions: Sequence[float],
+    fill: Fill,
+    firsts: Sequence[First] = ("most", "least"),
+    rows_per_forward: int = 64,
+    indices: ArrayLike | None = None,
+) -> DegradedScores:
+    """Scores each image untouched and with each fraction removed from each end.
+
+    Args:
+        model: classifier in eval mode on the device of `pixels`, images (B, C, H, W) -> logits (B, K).
+        pixels: (N, C, H, W), float in [0, 1] or uint8 in [0, 255].
+        ranks: (N, H, W), 0 = most important; `orders.rank_tensor` gives the form that needs no conversion.
+        targets: (N,) the class whose scores are wanted.
+        normalize: pixels -> images, pixel by pixel: filling before or after it must be the same.
+        fractions: removed fractions, growing; 0 is always scored and need not be given.
+        fill: what replaces removed pixels.
+        firsts: the ends to remove from: "most" is MoRF, "least" is LeRF.
+        rows_per_forward: bounds the memory; no score depends on it beyond the model's own rounding.
+        indices: (N,) index of each image in its split, for fills that draw.
+
+    Raises:
+        InputError: a wrong shape or value, a model in training mode, or one that does not return (B, K) logits.
+    """
+    images, _, height, width = checks.shapes("N C H W", pixels=pixels).values()
+    checks.shapes(f"{images} {height} {width}", ranks=ranks)
+    checks.shapes(f"{images}", targets=targets)
+    if rows_per_forward < 1:
+        raise InputError(f"rows_per_forward: {rows_per_forward} must be at least 1")
+    if getattr(model, "training", False):
+        raise InputError("model: is in training mode, where images influence each other; call model.eval() first")
+    ends, steps = _checked_ends(firsts), _checked_fractions(fractions)
+    kept = _kept_ranks(ends, steps, height * width).to(pixels.device)
+    classes = torch.as_tensor(targets, dtype=torch.int64).to(pixels.device)
+    span = (int(classes.min()), int(classes.max())) if images else (0, 0)
+    positions = np.zeros(images, dtype=np.int64) if indices is None else np.asarray(indices, dtype=np.int64)
+    checks.shapes(f"{images}", indices=positions)
+    scores = [torch.empty(4, 0, len(kept), device=pixels.device)]
+    with torch.no_grad():
+        for block in _blocks(images, max(1, rows_per_forward // len(kept))):
+            degrade = _degrader(as_float(pixels[block]), normalize, fill, positions[block])
+            block_ranks = _comparable(ranks[block], pixels.device)
+            rows = [
+                _target_scores(model(degrade(_removed(block_ranks, part))), classes[block], len(part), span)
+                for part in kept.split(rows_per_forward)
+            ]
+            scores.append(torch.cat(rows, dim=2))
+    return _assembled(torch.cat(scores, dim=1).cpu().numpy(), ends, steps)
+
+
+def _checked_ends(firsts: Sequence[First]) -> tuple[First, ...]:
+    for first in firsts:
+        if first not in ("most", "least"):
+            raise InputError(f"firsts: {first!r}{nearest(str(first), ('most', 'least'))}")
+    return tuple(firsts)
+
+
+def _checked_fractions(fractions: Sequence[float]) -> NDArray[np.float64]:
+    steps = np.asarray([0.0, *(f for f in fractions if f != 0)], dtype=np.float64)
+    if not ((np.diff(steps) > 0).all() and steps[-1] <= 1):
+        raise InputError(f"fractions: {list(fractions)} must grow, from 0 to 1 at most")
+    return steps
+
+
+def _kept_ranks(ends: tuple[First, ...], steps: NDArray[np.float64], pixels: int) -> Tensor:
+    """(R, 2): the lowest rank that stays, and the lowest above it that goes; the first row is the untouched image."""
+    counts = [count(step, pixels) for step in steps[1:].tolist()]
+    cuts = [(number, pixels) if first == "most" else (0, pixels - number) for first in ends for number in counts]
+    return torch.tensor([(0, pixels), *cuts], dtype=torch.int32)
+
+
+def _blocks(images: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, images, size))
+
+
+def _comparable(ranks: Tensor | NDArray[Any], device: torch.device) -> Tensor:
+    if not isinstance(ranks, Tensor):
+        return rank_tensor(ranks, device)
+    return (ranks.to(torch.int32) if ranks.dtype in (torch.uint16, torch.uint32) else ranks).to(device)
+
+
+def _removed(ranks: Tensor, kept: Tensor) -> Tensor:
+    """(images, rows, H, W) bool."""
+    lowest, beyond = kept[:, :, None, None].to(ranks.dtype).unbind(dim=1)
+    return (ranks[:, None] < lowest) | (ranks[:, None] >= beyond)
+
+
+def _degrader(
+    pixels: Tensor, normalize: Callable[[Tensor], Tensor], fill: Fill, indices: NDArray[np.int64]
+) -> Callable[[Tensor], Tensor]:
+    """A function from removed (images, rows, H, W) to normalised, filled images (images * rows, C, H, W)."""
+    if isinstance(fill, Replacing):
+        images = normalize(pixels)[:, None]
+        replacement = normalize(fill.replacement(pixels, indices))[:, None]
+        return lambda removed: torch.where(removed[:, :, None], replacement, images).flatten(0, 1)
+
+    def fill_each(removed: Tensor) -> Tensor:
+        rows = removed.shape[1]
+        repeated = pixels.repeat_interleave(rows, dim=0)
+        filled = fill(repeated, removed.flatten(0, 1), indices.repeat(rows))
+        images: Tensor = normalize(filled)
+        return images
+
+    return fill_each
+
+
+def _target_scores(logits: Tensor, classes: Tensor, rows: int, span: tuple[int, int]) -> Tensor:
+    """(4, images, rows): logit, probability, margin and prediction; `span` holds all classes asked about."""
+    if logits.ndim != 2 or len(logits) != len(classes) * rows:
+        raise InputError(
+            f"model: returned shape {tuple(logits.shape)} for {len(classes) * rows} images; expected (images, classes)"
+        )
+    if span[0] < 0 or span[1] >= logits.shape[1]:
+        raise InputError(f"targets: from {span[0]} to {span[1]}; the model has {logits.shape[1]} classes")
+    logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+    targets = classes.repeat_interleave(rows)[:, None]
+    logit = logits.gather(1, targets)[:, 0]
+    probability = logits.softmax(dim=1).gather(1, targets)[:, 0]
+    best_other = logits.scatter(1, targets, float("-inf")).amax(dim=1)
+    prediction = logits.argmax(dim=1).to(logits.dtype)
+    scores = torch.stack((logit, probability, logit - best_other, prediction))
+    return scores.view(4, len(classes), rows)
+
+
+def _assembled(scores: NDArray[Any], ends: tuple[First, ...], steps: NDArray[np.float64]) -> DegradedScores:
+    """Gives each end its own copy of the untouched image's scores, in front."""
+    images = scores.shape[1]
+    untouched = np.broadcast_to(scores[:, :, None, :1], (4, images, len(ends), 1))
+    degraded = scores[:, :, 1:].reshape(4, images, len(ends), len(steps) - 1)
+    logit, probability, margin, prediction = np.concatenate((untouched, degraded), axis=3).astype(np.float64)
+    return DegradedScores(ends, steps, logit, probability, margin, prediction.astype(np.int64))

@@ -1,0 +1,285 @@
+"""extract-attribution-maps: computes each method's maps once, into one attribution file for each split.
+
+Reads the data set and the trained classifier; writes extract_cams/<method>/<split>.h5. The images of a block are
+read and classified once for all methods. Killed, it goes on from the last block.
+"""
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from heatproof import config, removal, runtime, store
+from heatproof.datasets import Split
+from heatproof.errors import MapError
+from heatproof.methods.explainer import Explained, Explainer
+from heatproof.models import LoadedModel
+from heatproof.stages.run import Run, model_origin
+from heatproof.store.maps import MapDtype
+from heatproof.store.writer import Consolidate
+
+logger = logging.getLogger(__name__)
+SPLITS = ("train", "validation", "test")
+IMPORTED = "imported"  # in the place of a dotted path: the maps come through import-maps
+ROWS_PER_BLOCK = 1024  # what a kill costs at most, for each method
+
+
+def run(run: Run) -> None:
+    """Computes what is missing or stale of every method's maps, for all splits."""
+    section = config.section(run.config, "extract_cams", config.ExtractCams)
+    plan = Extraction.of(run, section)
+    for name in SPLITS:
+        folder = run.config.outdir / "extract_cams"
+        plan.extract(run.dataset.split(name), {m.name: folder / m.name / f"{name}.h5" for m in plan.methods}, folder)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A classifier, the methods that explain it, and how their maps are kept.
+
+    Stages that need maps of some images only (LeRF of a sample) use it with their own `rows`.
+    """
+
+    run: Run
+    loaded: LoadedModel
+    model: config.Model
+    methods: Sequence[Explainer]
+    target: str
+    dtype: MapDtype
+    ties: Literal["random", "index"]
+    batch_size: int
+    consolidate: Consolidate
+
+    @classmethod
+    def of(cls, run: Run, section: config.ExtractCams | config.PixelPerturbationAnalysis) -> "Extraction":
+        """What a section asks for, checked before any work is done."""
+        methods = [explainer(method) for method in section.methods()]
+        for method in methods:
+            if method.path != IMPORTED:
+                method.check()
+        loaded = run.trained(section.model)
+        consolidate: Consolidate = section.consolidate if isinstance(section, config.ExtractCams) else "auto"
+        return cls(
+            run,
+            loaded,
+            section.model,
+            methods,
+            section.target,
+            section.dtype,
+            section.ties,
+            section.batch_size,
+            consolidate,
+        )
+
+    def origin(self, method: Explainer, split: Split, rows: NDArray[np.int64] | None = None) -> dict[str, Any]:
+        """What a method's maps of a split depend on."""
+        normalization = self.loaded.normalization
+        return {
+            "data": split.fingerprint,
+            "rows": "all" if rows is None else rows.tolist(),
+            "model": model_origin(self.model)
+            | {
+                "weights": self.loaded.weights_sha256,
+                "normalization": {"mean": list(normalization.mean), "std": list(normalization.std)},
+            },
+            "method": {
+                "path": method.path,
+                "kwargs": dict(method.options),
+                "channel_reduction": method.channel_reduction,
+                "on_invalid": method.on_invalid,
+                "code": None if method.path == IMPORTED else method.code_version(),
+            },
+            "target": self.target,
+            "dtype": self.dtype,
+            "ties": self.ties,
+            "seed": self.run.config.seed,
+        }
+
+    def only(self, methods: Sequence[Explainer]) -> "Extraction":
+        """The same for some of the methods."""
+        return dataclasses.replace(self, methods=methods)
+
+    @functools.cached_property
+    def class_count(self) -> int:
+        """How many logits the classifier gives."""
+        blank = torch.zeros(1, self.run.dataset.channels, *self.run.dataset.size, dtype=torch.uint8)
+        with torch.inference_mode():
+            return int(self.loaded.module(self._images(blank)).shape[1])
+
+    def extract(
+        self, split: Split, paths: Mapping[str, Path], timing: Path, rows: NDArray[np.int64] | None = None
+    ) -> None:
+        """Makes the files of `paths` (one for each method) complete.
+
+        Args:
+            split: the images.
+            paths: where each method's file goes.
+            timing: folder of timing.csv.
+            rows: indices of the images that are wanted; None means all.
+        """
+        missing = [m for m in self.methods if not self._is_there(m, split, paths[m.name], rows)]
+        if not missing or self.run.dry_run:
+            return
+        indices = np.arange(len(split)) if rows is None else rows
+        writers = [self.writer(m, split, paths[m.name], self.origin(m, split, rows), len(indices)) for m in missing]
+        provided = {
+            "seed": self.run.config.seed,
+            "regions": _regions(split),
+            "normalization": self.loaded.normalization,
+        }
+        explains = [method.bind(self.loaded.module, provided) for method in missing]
+        todo = sorted({block for writer in writers for block in writer.missing()})
+        total = sum(block.stop - block.start for writer in writers for block in writer.missing())
+        with runtime.progress(total, f"maps of {split.name}") as bar:
+            for block in todo:
+                shared = self.intact(split, indices[block.start : block.stop])
+                for method, writer, explain in zip(missing, writers, explains, strict=True):
+                    if block in writer.missing():
+                        started = time.monotonic()
+                        bar.set_postfix_str(method.name, refresh=False)
+                        maps, invalid = self._explain(shared, explain, bar)
+                        self.write(writer, block, shared, maps, invalid)
+                        runtime.record_time(timing, f"{method.name}/{split.name}", len(shared.index), started)
+        for writer in writers:
+            writer.finish()
+
+    def _is_there(self, method: Explainer, split: Split, path: Path, rows: NDArray[np.int64] | None) -> bool:
+        if method.path != IMPORTED:
+            return is_complete(path, self.origin(method, split, rows))
+        self.require_imported(method, split, path)
+        return True
+
+    def require_imported(self, method: Explainer, split: Split, path: Path) -> None:
+        """Checks that the maps of an imported method are there, for these images and this classifier.
+
+        Raises:
+            MapError: they are not, and only `heatproof import-maps` can make them.
+        """
+        state = store.read_state(path)
+        if state is None or not state.complete or state.origin is None:
+            raise MapError(f"{path}: not there, or not complete; make it with heatproof import-maps")
+        wanted = self.origin(method, split) | {"imported": state.origin.get("imported")}
+        if not state.is_done(wanted):
+            changed = "; ".join(state.differences(wanted)[:3])
+            raise MapError(f"{path}: stale ({changed}); make it again with heatproof import-maps")
+
+    def writer(
+        self, method: Explainer, split: Split, path: Path, origin: dict[str, Any], rows: int | None = None
+    ) -> store.MapWriter:
+        """Opens a method's file for writing; what was written of it before is kept."""
+        return store.MapWriter(
+            path,
+            origin=origin,
+            method=method.name,
+            split=split.name,
+            rows=len(split) if rows is None else rows,
+            size=self.run.dataset.size,
+            classes=self.class_count,
+            dtype=self.dtype,
+            consolidate=self.consolidate,
+            rows_per_block=min(store.rows_per_shard(self.run.dataset.size), ROWS_PER_BLOCK),
+        )
+
+    def intact(self, split: Split, indices: NDArray[np.int64]) -> "IntactImages":
+        """Reads and classifies some images."""
+        pixels = split.pixels(indices)
+        with torch.inference_mode():
+            batches = [self.loaded.module(self._images(chunk)).float().cpu() for chunk in pixels.split(self.batch_size)]
+        logits = torch.cat(batches).numpy()
+        prediction = logits.argmax(1).astype(np.int64)
+        label = split.labels[indices]
+        target = prediction if self.target == "predicted" else label
+        return IntactImages(pixels, indices, label, target, prediction, logits)
+
+    def write(
+        self,
+        writer: store.MapWriter,
+        block: store.Block,
+        images: "IntactImages",
+        maps: NDArray[np.float32],
+        invalid: NDArray[np.bool_],
+    ) -> None:
+        """Ranks the maps (N, H, W) of a block and writes them beside what the classifier says of the images."""
+        keys = None
+        if self.ties == "random":
+            keys = removal.tie_keys(self.run.config.seed, images.index, maps[0].size)
+        # The writer marks invalid rows; here they only must not stop the others.
+        clean = np.where(invalid[:, None, None], np.float32(0), maps)
+        ranks = removal.ranks(removal.orders(clean, ties=self.ties, keys=keys), size=maps.shape[1:])
+        writer.write(
+            block,
+            maps=maps,
+            ranks=ranks,
+            invalid=invalid,
+            index=images.index,
+            label=images.label,
+            target=images.target,
+            prediction=images.prediction,
+            logits=images.logits,
+        )
+
+    def _explain(
+        self, images: "IntactImages", explain: Any, bar: "tqdm[Any]"
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        maps, invalid = [], []
+        for start in range(0, len(images.index), self.batch_size):
+            chosen = slice(start, start + self.batch_size)
+            targets = torch.from_numpy(images.target[chosen]).to(self.run.device)
+            indices = torch.from_numpy(images.index[chosen])
+            found: Explained = explain(self._images(images.pixels[chosen]), targets, indices)
+            maps.append(found.maps.cpu().numpy())
+            invalid.append(found.invalid.cpu().numpy())
+            bar.update(len(indices))
+        return np.concatenate(maps), np.concatenate(invalid)
+
+    def _images(self, pixels: Tensor) -> Tensor:
+        images: Tensor = self.loaded.normalization(pixels.to(self.run.device).float().div_(255.0))
+        return images
+
+
+@dataclass(frozen=True)
+class IntactImages:
+    """Some images of a split, and what the classifier says of them: pixels (N, C, H, W) uint8, logits (N, K)."""
+
+    pixels: Tensor
+    index: NDArray[np.int64]
+    label: NDArray[np.int64]
+    target: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+
+def explainer(method: config.AttributionMethod) -> Explainer:
+    """The method of a configuration's entry."""
+    return Explainer(method.name, method.method, method.kwargs, method.channel_reduction, method.on_invalid)
+
+
+def is_complete(path: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a row file needs nothing more; what it needs goes to the log."""
+    state = store.read_state(path)
+    if state is None:
+        logger.info("%s: to be computed", path)
+    elif state.damage:
+        logger.info("%s; to be computed again", state.damage)
+    elif state.differences(wanted):
+        logger.info("%s: stale, to be computed again: %s", path, "; ".join(state.differences(wanted)[:3]))
+    elif not state.complete:
+        logger.info("%s: %d of %d rows; to be continued", path, state.rows_done, state.rows)
+    else:
+        logger.info("%s: complete", path)
+        return True
+    return False
+
+
+def _regions(split: Split) -> Any:
+    return None if split.regions(np.zeros(1, dtype=np.int64)) is None else split.regions

@@ -1,0 +1,160 @@
+"""What all stages of one configuration share: its data, device, models and folders."""
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heatproof import artefacts, runtime, seeding
+from heatproof.config import Config, Model, Plugin, Training
+from heatproof.datasets import Dataset, open_dataset, training_statistics
+from heatproof.errors import MissingInputError, ModelError
+from heatproof.models import LoadedModel, Normalization, load
+from heatproof.training.augmentation import Augmentation
+from heatproof.training.classifier import Named, Recipe
+from heatproof.training.examples import Examples, Pixels, Removal
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration at work.
+
+    Args:
+        config: the checked configuration.
+        dry_run: stages say what they would compute, and compute nothing.
+    """
+
+    config: Config
+    dry_run: bool = False
+    device: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", runtime.resolve_device(self.config.device))
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The configured data set; opened once, its splits when they are asked for."""
+        data = self.config.data
+        return open_dataset(
+            data.dataset, data.dataset_dir, split_ratio=data.split_ratio, seed=self.config.seed, options=data.options
+        )
+
+    @functools.cached_property
+    def statistics(self) -> Normalization:
+        """Mean and standard deviation of the training split for each channel, in [0, 1]; computed once and kept."""
+        path = self.config.outdir / "data" / "statistics.json"
+        split = self.dataset.split("train")
+        origin = {"data": split.fingerprint}
+        kept = artefacts.read_json(path)
+        if kept is None or kept["origin"] != origin:
+            mean, std = training_statistics(split)
+            kept = {"origin": origin, "mean": mean.tolist(), "std": std.tolist()}
+            artefacts.write_json(path, kept)
+        return Normalization(tuple(kept["mean"]), tuple(kept["std"]))
+
+    def examples(self, split: Pixels, removal: Removal | None = None) -> Examples:
+        """A split's examples on this run's device, in memory where they fit."""
+        data = self.config.data
+        return Examples(
+            split,
+            self.device,
+            memory_bytes=int(data.memory_gb * 2**30),
+            workers=data.loader_workers,
+            removal=removal,
+        )
+
+    def trained(self, model: Model) -> LoadedModel:
+        """A classifier with the weights that its section names, on the device, in eval mode.
+
+        Raises:
+            ModelError: where the section names no weights, or they do not fit.
+            MissingInputError: where they are not there.
+        """
+        weights = model.pretrained_weights
+        if weights is None:
+            raise ModelError(f"{model.arch}: pretrained_weights is not set; name a file of weights, or DEFAULT")
+        if weights != "DEFAULT" and not Path(weights).is_file():
+            raise MissingInputError(
+                f"{weights}: no such file of weights; train it first (train-cls), or mend pretrained_weights"
+            )
+        loaded = self._load(model)
+        loaded.module.to(self.device).eval()
+        return loaded
+
+    def fresh(self, model: Model, *purpose: str | int) -> LoadedModel:
+        """A classifier with initial weights drawn for one purpose from the root seed, on the device."""
+        torch.manual_seed(seeding.derive(self.config.seed, *purpose, "weights"))
+        loaded = self._load(model)
+        loaded.module.to(self.device)
+        return loaded
+
+    def _load(self, model: Model) -> LoadedModel:
+        section = model.normalization
+        return load(
+            model.arch,
+            num_classes=len(self.dataset.class_names),
+            channels=self.dataset.channels,
+            constructor_args=model.constructor_args,
+            pretrained_weights=model.pretrained_weights,
+            transformer=model.transformer,
+            normalization=None if section is None else Normalization(tuple(section.mean), tuple(section.std)),
+            default_normalization=lambda: self.statistics,
+        )
+
+    def recipe(self, section: Training) -> Recipe:
+        """How a section says to train, checked."""
+        asked = section.augmentation
+        augmentation = None
+        if asked.crop_padding or asked.flip:
+            mean = self.statistics.mean
+            colour = mean if asked.padding == "fill" else tuple(0.0 for _ in mean)
+            augmentation = Augmentation(asked.crop_padding, colour, asked.flip)
+        recipe = Recipe(
+            optimizer=_named(section.optimizer),
+            scheduler=None if section.scheduler is None else _named(section.scheduler),
+            loss=_named(section.loss),
+            epochs=section.nb_epochs,
+            batch_size=section.batch_size,
+            augmentation=augmentation,
+            precision=section.precision,
+            channels_last=section.channels_last,
+        )
+        recipe.check()
+        return recipe
+
+
+def training_origin(section: Training) -> dict[str, Any]:
+    """What a training depends on, apart from data, weights and seed."""
+    return section.model_dump(
+        mode="json",
+        include={
+            "optimizer",
+            "scheduler",
+            "loss",
+            "batch_size",
+            "nb_epochs",
+            "augmentation",
+            "precision",
+            "channels_last",
+        },
+    )
+
+
+def model_origin(model: Model) -> dict[str, Any]:
+    """Which network is built; the weights are named by their hash elsewhere."""
+    return model.model_dump(mode="json", include={"arch", "constructor_args", "transformer"})
+
+
+def why_stale(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The first differences between two origins, for the log."""
+    return "; ".join(artefacts.differences(found, wanted)[:3])
+
+
+def _named(plugin: Plugin) -> Named:
+    return Named(plugin.name, plugin.options)

@@ -1,0 +1,308 @@
+"""Training of a classifier by the protocol of the ROAR code, continued exactly after a kill.
+
+Nothing random outlives an epoch: batch order, augmentation and torch's own draws (dropout) of epoch e come from
+(seed, purpose, e), so a checkpoint needs no generator states.
+"""
+
+import contextlib
+import copy
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from heatproof import artefacts, plugins, runtime, seeding
+from heatproof.errors import HeatproofError, ModelError, PluginError
+from heatproof.training.augmentation import Augmentation
+from heatproof.training.examples import Examples
+
+RESULTS_VERSION = 1
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A class by its dotted path, and its keyword arguments."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Args:
+        optimizer: called with the parameters.
+        scheduler: called with the optimizer, stepped after each epoch; None keeps the rate.
+        loss: called as loss(logits, labels).
+        epochs: passes over the training examples.
+        batch_size: examples in a step; the last step of an epoch may have fewer.
+        augmentation: of the training examples; None for none.
+        precision: "float32", or "bfloat16" for autocast of the forward pass.
+        channels_last: memory layout of activations and weights.
+    """
+
+    optimizer: Named
+    scheduler: Named | None
+    loss: Named
+    epochs: int
+    batch_size: int
+    augmentation: Augmentation | None
+    precision: str = "float32"
+    channels_last: bool = False
+
+    def check(self) -> None:
+        """Checks the options of optimizer, scheduler and loss against their signatures.
+
+        Raises:
+            PluginError: naming what does not fit.
+        """
+        for named, positional in ((self.optimizer, 1), (self.scheduler, 1), (self.loss, 0)):
+            if named is not None:
+                plugins.check_options(named.name, plugins.resolve(named.name), named.options, positional=positional)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of a training's history; losses are means over examples, accuracies shares in [0, 1]."""
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The weights of the epoch with the best validation accuracy (the earliest of equals), and how it went."""
+
+    state: State
+    best_epoch: int
+    validation_accuracy: float
+    history: tuple[Epoch, ...]
+
+
+class DivergedError(HeatproofError):
+    """The loss became infinite or NaN."""
+
+
+Normalize = Callable[[Tensor], Tensor]
+
+
+def fit(
+    module: nn.Module,
+    normalize: Normalize,
+    train: Examples,
+    validation: Examples,
+    recipe: Recipe,
+    *,
+    seed: int,
+    purpose: tuple[str | int, ...],
+    checkpoint: Path | None = None,
+    identity: str = "",
+    checkpoint_every_s: float = 0.0,
+    on_epoch: Callable[[Epoch, Sequence[Epoch]], None] | None = None,
+    describe: str | None = None,
+) -> Fitted:
+    """Trains `module` in place and returns the best epoch's weights.
+
+    Args:
+        module: freshly initialised, on the device of the examples.
+        normalize: pixels in [0, 1] -> what the module expects.
+        train: examples that are augmented and learnt.
+        validation: examples that choose the epoch.
+        recipe: how.
+        seed: root seed.
+        purpose: names this training, such as ("retrain", run); two trainings with equal purpose see the same
+            batches and augmentations.
+        checkpoint: file that holds the state after an epoch; found there, the training goes on from it. The caller deletes
+            it once the result is safe.
+        identity: what the training depends on; a checkpoint of another identity is not used.
+        checkpoint_every_s: least time between two checkpoints.
+        on_epoch: called after each epoch with its line and all lines so far.
+        describe: text of a progress bar on stderr; None shows none.
+
+    Raises:
+        DivergedError: the loss is no longer finite.
+        ModelError: the checkpoint is damaged.
+    """
+    run = _Run(module, normalize, recipe, seed, purpose)
+    first = run.resume(checkpoint, identity) if checkpoint is not None else 0
+    saved_at = time.monotonic()
+    steps = math.ceil(len(train) / recipe.batch_size)
+    bar = runtime.progress(recipe.epochs * steps, describe, "step", first * steps) if describe else None
+    with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
+        for epoch in range(first, recipe.epochs):
+            line = run.epoch(epoch, train, validation, (lambda: None) if bar is None else bar.update)
+            if bar is not None:
+                bar.set_postfix_str(f"epoch {epoch + 1}, validation {line.validation_accuracy:.1%}", refresh=False)
+            if on_epoch is not None:
+                on_epoch(line, run.history)
+            if checkpoint is not None and time.monotonic() - saved_at >= checkpoint_every_s:
+                run.save(checkpoint, identity)
+                saved_at = time.monotonic()
+    assert run.best is not None
+    return Fitted(run.best, run.best_epoch, run.best_accuracy, tuple(run.history))
+
+
+def predict(
+    module: nn.Module, normalize: Normalize, examples: Examples, *, batch_size: int, recipe: Recipe | None = None
+) -> NDArray[np.int64]:
+    """The class with the largest logit for each example that takes part, in the split's order."""
+    found = [logits.argmax(1).cpu().numpy() for logits, _ in _logits(module, normalize, examples, batch_size, recipe)]
+    return np.concatenate(found)
+
+
+def accuracy(module: nn.Module, normalize: Normalize, examples: Examples, *, batch_size: int) -> float:
+    """Share of examples that are classified right, in [0, 1]."""
+    predictions = predict(module, normalize, examples, batch_size=batch_size)
+    return float((predictions == examples.split.labels[examples.valid]).mean())
+
+
+def save_tensors(path: Path, state: Any) -> None:
+    """Writes a whole file that `torch.load(weights_only=True)` reads; equal tensors give equal bytes."""
+    # Given a path, torch would write its (temporary) name into the file.
+    with artefacts.whole_file(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
+
+
+def _logits(
+    module: nn.Module, normalize: Normalize, examples: Examples, batch_size: int, recipe: Recipe | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.inference_mode():
+            for batch in examples.batches(torch.arange(len(examples)), batch_size):
+                yield _forward(module, normalize(batch.pixels), recipe), batch.labels
+    finally:
+        module.train(was_training)
+
+
+def _forward(module: nn.Module, images: Tensor, recipe: Recipe | None) -> Tensor:
+    if recipe is not None and recipe.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    if recipe is None or recipe.precision == "float32":
+        logits: Tensor = module(images)
+        return logits
+    with torch.autocast(images.device.type, dtype=torch.bfloat16):
+        logits = module(images)
+    return logits.float()
+
+
+class _Run:
+    """A training under way: what changes from epoch to epoch."""
+
+    def __init__(
+        self, module: nn.Module, normalize: Normalize, recipe: Recipe, seed: int, purpose: tuple[str | int, ...]
+    ):
+        self.module, self.normalize, self.recipe, self.seed, self.purpose = module, normalize, recipe, seed, purpose
+        if recipe.channels_last:
+            module.to(memory_format=torch.channels_last)
+        self.optimizer: torch.optim.Optimizer = _build(recipe.optimizer, module.parameters())
+        self.scheduler = None if recipe.scheduler is None else _build(recipe.scheduler, self.optimizer)
+        self.loss: nn.Module = _build(recipe.loss)
+        self.history: list[Epoch] = []
+        self.best: State | None = None
+        self.best_epoch, self.best_accuracy = 0, -1.0
+
+    def epoch(self, number: int, train: Examples, validation: Examples, after_step: Callable[[], object]) -> Epoch:
+        """One pass over the training examples, and one over the validation examples."""
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        train_loss, train_accuracy = self._learn(number, train, after_step)
+        if not math.isfinite(train_loss):
+            raise DivergedError(
+                f"training diverged in epoch {number + 1}: the mean loss is {train_loss}; try a smaller optimizer.lr than {rate:g}"
+            )
+        if self.scheduler is not None:
+            self.scheduler.step()
+        validation_loss, validation_accuracy = self._validate(validation)
+        line = Epoch(number + 1, rate, train_loss, train_accuracy, validation_loss, validation_accuracy)
+        self.history.append(line)
+        if validation_accuracy > self.best_accuracy:
+            self.best, self.best_epoch, self.best_accuracy = _copied(self.module), number + 1, validation_accuracy
+        return line
+
+    def _learn(self, number: int, train: Examples, after_step: Callable[[], object]) -> tuple[float, float]:
+        purpose = (*self.purpose, "epoch", number)
+        torch.manual_seed(seeding.derive(self.seed, *purpose, "torch"))
+        order = torch.from_numpy(seeding.generator(self.seed, *purpose, "order").permutation(len(train)))
+        augmentation = self.recipe.augmentation
+        draws = None if augmentation is None else augmentation.draw(self.seed, purpose, len(train))
+        totals = torch.zeros(2, dtype=torch.float64, device="cpu" if train.device.type == "mps" else train.device)
+        self.module.train()
+        for batch in train.batches(order, self.recipe.batch_size):
+            pixels = batch.pixels if draws is None else draws.apply(batch.pixels, batch.indices)
+            logits = _forward(self.module, self.normalize(pixels), self.recipe)
+            loss = self.loss(logits, batch.labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            right = (logits.detach().argmax(1) == batch.labels).sum()
+            totals += torch.stack([loss.detach().double() * len(batch.labels), right.double()]).to(totals.device)
+            after_step()
+        mean_loss, share = (totals / int(train.valid.sum())).tolist()
+        return mean_loss, share
+
+    def _validate(self, validation: Examples) -> tuple[float, float]:
+        loss, right = 0.0, 0
+        for logits, labels in _logits(self.module, self.normalize, validation, 1024, self.recipe):
+            loss += float(self.loss(logits, labels)) * len(labels)
+            right += int((logits.argmax(1) == labels).sum())
+        count = int(validation.valid.sum())
+        return loss / count, right / count
+
+    def save(self, path: Path, identity: str) -> None:
+        """Writes all that the next epoch depends on."""
+        state = {
+            "identity": identity,
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "history": [asdict(line) for line in self.history],
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "best_accuracy": self.best_accuracy,
+        }
+        save_tensors(path, state)
+
+    def resume(self, path: Path, identity: str) -> int:
+        """Takes up a checkpoint of the same identity; returns the number of epochs that are done."""
+        if not path.is_file():
+            return 0
+        try:
+            state = torch.load(path, map_location=next(self.module.parameters()).device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ModelError(f"{path}: the checkpoint is damaged; delete it to train from the start") from error
+        if state["identity"] != identity:
+            return 0
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.history = [Epoch(**line) for line in state["history"]]
+        self.best, self.best_epoch, self.best_accuracy = state["best"], state["best_epoch"], state["best_accuracy"]
+        return len(self.history)
+
+
+def _copied(module: nn.Module) -> State:
+    # Contiguous on the CPU, so that the file does not depend on device or memory layout.
+    return {name: copy.deepcopy(value.detach()).cpu().contiguous() for name, value in module.state_dict().items()}
+
+
+def _build(named: Named, *arguments: Any) -> Any:
+    try:
+        return plugins.resolve(named.name)(*arguments, **named.options)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{named.name}: {error}; options were {dict(named.options)}") from error

@@ -1,0 +1,132 @@
+"""The configuration file: strict, safe, and errors that name what to mend."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from heatproof import config
+from heatproof.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+SMALL = """
+outdir: runs/x
+data: {dataset: Planted}
+train_cls: &TRAIN
+    model: {arch: heatproof.models.resnet_cifar.ResNet8}
+extract_cams:
+    model: {arch: heatproof.models.resnet_cifar.ResNet8, pretrained_weights: '${outdir}/train_cls/best_model.pth'}
+    attribution_methods: &METHODS
+        - {name: gradcam, method: heatproof.methods.cam.GradCam, kwargs: {layer: layer3.0.relu}}
+retrain_cls:
+    <<: *TRAIN
+    attribution_methods: *METHODS
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "c.yml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yml")), ids=lambda path: path.name)
+def test_every_configuration_that_we_ship_is_valid(path):
+    assert config.read(path).outdir.parts[0] == "runs"
+
+
+def test_outdir_is_substituted_after_overrides(path):
+    assert config.read(path, ["outdir=elsewhere"]).extract_cams.model.pretrained_weights == (
+        "elsewhere/train_cls/best_model.pth"
+    )
+
+
+def test_an_override_changes_one_place_although_yaml_aliases_share_it(path):
+    read = config.read(path, ["extract_cams.attribution_methods.0.kwargs.layer=layer1", "train_cls.model.arch=a.B"])
+    assert read.extract_cams.attribution_methods[0].kwargs == {"layer": "layer1"}
+    assert read.retrain_cls.attribution_methods[0].kwargs == {"layer": "layer3.0.relu"}
+    assert read.retrain_cls.model.arch == "heatproof.models.resnet_cifar.ResNet8"
+
+
+def test_numbers_without_a_dot_before_the_exponent_are_numbers(path):
+    read = config.read(path, ["train_cls.optimizer={name: torch.optim.SGD, lr: 1e-3}"])
+    assert read.train_cls.optimizer.options == {"lr": 0.001}
+
+
+def test_controls_are_added_unless_a_method_has_their_name(path):
+    entry = "{name: sobel, method: heatproof.methods.controls.Sobel, kwargs: {mode: hooker}}"
+    read = config.read(path, [f"extract_cams.attribution_methods=[{entry}]"])
+    assert [(m.name, m.control) for m in read.extract_cams.methods()] == [
+        ("sobel", False), ("random", True), ("centre", True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trian_cls=1", "trian_cls: unknown key; did you mean 'train_cls'?"),
+        ("train_cls.nb_epoch=1", "train_cls.nb_epoch: unknown key; did you mean 'nb_epochs'?"),
+        ("train_cls.model.arhc=x", "train_cls.model.arhc: unknown key; did you mean 'arch'?"),
+        (
+            "extract_cams.attribution_methods.0.kwarg={}",
+            "extract_cams.attribution_methods[0].kwarg: unknown key; did you mean 'kwargs'?",
+        ),
+        ("retrain_cls.percentiles=[10,30,150]", "retrain_cls.percentiles[2]: 150: must lie between 0 and 100"),
+        ("retrain_cls.percentiles=[-1]", "retrain_cls.percentiles[0]: -1: must lie between 0 and 100"),
+        ("retrain_cls.percentiles=[10,10]", "retrain_cls.percentiles: [10, 10]: 10 occurs twice"),
+        ("retrain_cls.metrics=roas", "retrain_cls.metrics[0]: 'roas': input should be 'roar' or 'kar'"),
+        ("data.dataset=null", "data.dataset: None: input should be a valid string"),
+        ("outdir=null", "outdir: None: input is not a valid path"),
+        ("train_cls.model=null", "train_cls.model: None: "),
+        ("extract_cams.attribution_methods.0.name=a/b", "extract_cams.attribution_methods[0].name: 'a/b': "),
+        ("nonsense", "'nonsense': an override is written section.key=value"),
+        ("extract_cams.attribution_methods.7.name=a", "is a list of 1; '7' is no position in it"),
+        ("seed.x=1", "'seed.x=1': seed is a value, not a section"),
+        ("seed=!!python/object/apply:os.system [echo]", "tags such as !!python/... are not allowed"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_file_key_and_mend(path, override, message):
+    with pytest.raises(ConfigError) as caught:
+        config.read(path, ["seed=0", override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "line 1"),
+        ("just text", "holds str, not sections"),
+        ("outdir: x\noutdir: y", "line 2: key 'outdir' occurs twice"),
+        (
+            "outdir: !!python/object/apply:os.system ['touch pwned']",
+            "line 1: tags such as !!python/... are not allowed",
+        ),
+        ("outdir: x", "data: is missing"),
+    ],
+)
+def test_a_broken_file_is_one_line(tmp_path, text, message):
+    path = tmp_path / "broken.yml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.yml") as caught:
+        config.read(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        config.read(tmp_path / "none.yml")
+
+
+def test_two_methods_of_one_name_are_refused(path):
+    method = "{name: a, method: x.Y}"
+    with pytest.raises(ConfigError, match=r"extract_cams.attribution_methods\[1\].name: 'a' occurs twice"):
+        config.read(path, [f"extract_cams.attribution_methods=[{method},{method}]"])
+
+
+def test_the_json_schema_describes_every_key():
+    schema = json.dumps(config.Config.model_json_schema())
+    assert '"split_ratio"' in schema
+    assert '"additionalProperties": false' in schema

@@ -1,0 +1,194 @@
+"""Batches, augmentation and the loop that trains a classifier."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from heatproof.errors import ModelError, PluginError
+from heatproof.training import classifier
+from heatproof.training.augmentation import Augmentation
+from heatproof.training.classifier import DivergedError, Named, Recipe
+from heatproof.training.examples import Examples, Removal
+
+CPU = torch.device("cpu")
+
+
+class Images:
+    """Images whose class is the brightest channel, with noise."""
+
+    def __init__(self, count=96, seed=0):
+        rng = np.random.default_rng(seed)
+        self.labels = rng.integers(0, 3, count)
+        values = rng.integers(0, 100, (count, 3, 8, 8))
+        values[np.arange(count), self.labels] += 60
+        self._pixels = torch.from_numpy(values.astype(np.uint8))
+        self.nbytes = values.size
+
+    def __len__(self):
+        return len(self.labels)
+
+    def pixels(self, indices):
+        return self._pixels[torch.as_tensor(np.asarray(indices))]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images):
+        return self.head(self.drop(self.norm(self.conv(images)).relu().mean((2, 3))))
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return Net()
+
+
+def recipe(**changes):
+    standard = {
+        "optimizer": Named("torch.optim.Adam", {"lr": 0.02}),
+        "scheduler": Named("torch.optim.lr_scheduler.StepLR", {"step_size": 2, "gamma": 0.5}),
+        "loss": Named("torch.nn.CrossEntropyLoss"),
+        "epochs": 4,
+        "batch_size": 16,
+        "augmentation": Augmentation(1, (0.5, 0.5, 0.5)),
+    }
+    return Recipe(**(standard | changes))
+
+
+def fit(module=None, *, recipe=recipe(), purpose=("train",), **options):  # noqa: B008 - never changed
+    train, validation = Examples(Images(), CPU), Examples(Images(48, seed=1), CPU)
+    return classifier.fit(
+        module or net(), lambda p: p - 0.4, train, validation, recipe, seed=0, purpose=purpose, **options
+    )
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class TestExamples:
+    def test_streamed_batches_equal_held_ones(self):
+        images = Images(10)
+        ranks = (
+            np.random.default_rng(0).permuted(np.arange(64), axis=0).reshape(1, 8, 8).repeat(10, 0).astype(np.uint16)
+        )
+
+        def degrade(pixels, ranks, indices):
+            return pixels.masked_fill((ranks < 20)[:, None], 0.25)
+
+        removal = Removal(lambda indices: ranks[indices], degrade)
+        order = torch.tensor([7, 1, 1, 9, 0])
+        batches = [
+            list(Examples(images, CPU, memory_bytes=memory, workers=0, removal=removal).batches(order, 2))
+            for memory in (10**9, 0)
+        ]
+        for held, streamed in zip(*batches, strict=True):
+            assert torch.equal(held.pixels, streamed.pixels)
+            assert torch.equal(held.labels, streamed.labels)
+            assert torch.equal(held.indices, streamed.indices)
+        first = batches[0][0]
+        assert first.labels.tolist() == images.labels[[7, 1]].tolist()
+        assert (first.pixels[:, :, torch.from_numpy(ranks[0].astype(np.int64)) < 20] == 0.25).all()
+
+    def test_pixels_are_in_the_unit_interval(self):
+        (batch,) = Examples(Images(4), CPU).batches(torch.arange(4), 8)
+        assert torch.equal(batch.pixels * 255, Images(4).pixels(range(4)).float())
+
+
+class TestAugmentation:
+    @settings(deadline=None, max_examples=25)
+    @given(st.integers(0, 3), st.integers(0, 2**31))
+    def test_each_image_is_a_crop_of_its_padded_self_perhaps_mirrored(self, padding, seed):
+        pixels = torch.rand(5, 2, 6, 7)
+        draws = Augmentation(padding, (0.25, 0.75)).draw(seed, ("x",), 5)
+        found = draws.apply(pixels, torch.arange(5))
+        padded = torch.tensor([0.25, 0.75])[None, :, None, None].repeat(5, 1, 6 + 2 * padding, 7 + 2 * padding)
+        padded[:, :, padding : padding + 6, padding : padding + 7] = pixels
+        for i, (row, column) in enumerate(draws.offsets):
+            expected = padded[i, :, row : row + 6, column : column + 7]
+            assert torch.equal(found[i], expected.flip(2) if draws.mirrored[i] else expected)
+
+    def test_every_offset_and_both_directions_occur(self):
+        draws = Augmentation(1).draw(0, ("x",), 500)
+        assert set(draws.offsets.ravel().tolist()) == {0, 1, 2}
+        assert 0.4 < draws.mirrored.mean() < 0.6
+
+    def test_what_happens_to_an_image_does_not_depend_on_its_batch(self):
+        pixels = torch.rand(6, 3, 8, 8)
+        draws = Augmentation(2, (0.0, 0.0, 0.0)).draw(0, ("x",), 6)
+        assert torch.equal(draws.apply(pixels, torch.arange(6))[4:5], draws.apply(pixels[4:5], torch.tensor([4])))
+
+    def test_no_flip_means_none(self):
+        assert not Augmentation(1, flip=False).draw(0, ("x",), 50).mirrored.any()
+
+
+class TestFit:
+    def test_it_learns(self):
+        fitted = fit()
+        assert fitted.validation_accuracy > 0.9
+        assert fitted.history[fitted.best_epoch - 1].validation_accuracy == fitted.validation_accuracy
+
+    def test_the_earliest_of_equally_good_epochs_is_kept(self):
+        accuracies = [line.validation_accuracy for line in fit(recipe=recipe(epochs=8)).history]
+        fitted = fit(recipe=recipe(epochs=8))
+        assert fitted.best_epoch == accuracies.index(max(accuracies)) + 1
+
+    def test_equal_seeds_give_equal_bytes_and_other_runs_others(self):
+        assert same(fit().state, fit().state)
+        assert not same(fit().state, fit(purpose=("other",)).state)
+
+    def test_the_learning_rate_follows_the_schedule(self):
+        assert [line.learning_rate for line in fit().history] == [0.02, 0.02, 0.01, 0.01]
+
+    def test_killed_and_continued_equals_uninterrupted(self, tmp_path):
+        checkpoint = tmp_path / "c.pt"
+
+        def stop_after_two(line, history):
+            if line.epoch == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(checkpoint=checkpoint, identity="a", on_epoch=stop_after_two)
+        lines = []
+        continued = fit(
+            net(seed=9), checkpoint=checkpoint, identity="a", on_epoch=lambda line, _: lines.append(line.epoch)
+        )
+        assert lines == [3, 4]
+        whole = fit()
+        assert same(continued.state, whole.state)
+        assert continued.history == whole.history
+
+    def test_a_checkpoint_of_another_training_is_not_used(self, tmp_path):
+        fit(checkpoint=tmp_path / "c.pt", identity="a", recipe=recipe(epochs=2))
+        lines = []
+        fit(checkpoint=tmp_path / "c.pt", identity="b", on_epoch=lambda line, _: lines.append(line.epoch))
+        assert lines == [1, 2, 3, 4]
+
+    def test_a_damaged_checkpoint_is_named(self, tmp_path):
+        (tmp_path / "c.pt").write_bytes(b"not a checkpoint")
+        with pytest.raises(ModelError, match=r"c\.pt: the checkpoint is damaged"):
+            fit(checkpoint=tmp_path / "c.pt", identity="a")
+
+    def test_divergence_says_in_which_epoch(self):
+        with pytest.raises(DivergedError, match=r"diverged in epoch 1: .* smaller optimizer\.lr than 1e\+30"):
+            fit(recipe=recipe(optimizer=Named("torch.optim.SGD", {"lr": 1e30}), scheduler=None))
+
+    def test_wrong_options_are_found_before_training(self):
+        with pytest.raises(PluginError, match="unknown option 'lrr'; did you mean 'lr'"):
+            recipe(optimizer=Named("torch.optim.Adam", {"lrr": 1})).check()
+
+    def test_bfloat16_and_channels_last_learn_too(self):
+        assert fit(recipe=recipe(precision="bfloat16", channels_last=True)).validation_accuracy > 0.9
+
+    def test_predictions_leave_the_mode_as_it_was(self):
+        module = net().train()
+        classifier.predict(module, lambda p: p, Examples(Images(8), CPU), batch_size=3)
+        assert module.training
