@@ -33,9 +33,9 @@ if TASK is None:
 
 def task(*arguments, **variables):
     environment = {k: v for k, v in os.environ.items() if k not in CALLERS_VARIABLES}
+    environment["NO_COLOR"] = "1"  # go-task colours its output where CI=true, terminal or not
     return subprocess.run(
-        # go-task colours its output where CI=true, terminal or not.
-        [TASK, "-x", "--color=false", *arguments],
+        [TASK, "-x", *arguments],
         cwd=ROOT,
         env=environment | variables,
         stdin=subprocess.DEVNULL,
