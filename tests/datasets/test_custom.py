@@ -126,7 +126,8 @@ def test_regions_are_handed_on_and_checked():
     train = opened(WithRegions).split("validation")
     np.testing.assert_array_equal(train.rows, [2, 3, 4, 5])
     np.testing.assert_array_equal(train.regions([0, 1, 3])[:, 0, 0], [False, True, True])
-    np.testing.assert_array_equal(train.boxes([1]), [[0, 0, 4, 5]])
+    np.testing.assert_array_equal(train.boxes([1])[0], [[0, 0, 4, 5]])
+    assert train.ignored([0]) is None
     with pytest.raises(DataError, match=r"regions: bool of shape \(1, 2, 2\); expected bool \(1, 5, 4\)"):
         opened(StrangeRegions).split("test").regions([0])
 
@@ -159,3 +160,46 @@ def test_what_the_class_raises_is_one_line():
         opened(NoNames).split("test")
     with pytest.raises(PluginError, match="unknown option 'forn'; did you mean 'form'"):
         opened(MyData, forn="array")
+
+
+class WithBoxes(MyData):
+    """Names two boxes for each image, the second partly outside, and ignores the first row."""
+
+    given = ([[0, 0, 2, 2], [-3, 1, 9, 4]],)
+
+    def boxes(self, indices):
+        return [self.given[0] for _ in indices]
+
+    def ignored(self, indices):
+        ignored = np.zeros((len(indices), 5, 4), dtype=bool)
+        ignored[:, 0] = True
+        return ignored
+
+
+def test_boxes_and_ignored_pixels_of_a_users_object_are_handed_on(monkeypatch):
+    split = opened(WithBoxes).split("test")
+    np.testing.assert_array_equal(split.boxes([0, 1])[1], [[0, 0, 2, 2], [-3, 1, 9, 4]])
+    assert split.regions([0])[0].sum() == 2 * 2 + 3 * 4 - 1 * 2
+    assert split.ignored([0, 1]).sum() == 8
+    monkeypatch.setattr(WithBoxes, "given", ([],))
+    assert split.boxes([0])[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[3, 0, 1, 2]], r"boxes: image 0: box \[3, 0, 1, 2\] is empty; expected x0 < x1"),
+        ([[0.5, 0, 1, 2]], r"boxes: image 0: float64 of shape \(1, 4\); expected integers \(k, 4\)"),
+        ([0, 0, 1, 2], r"boxes: image 0: int64 of shape \(4,\); expected integers \(k, 4\)"),
+    ],
+)
+def test_wrong_boxes_of_a_users_object_are_named(monkeypatch, boxes, message):
+    monkeypatch.setattr(WithBoxes, "given", (boxes,))
+    with pytest.raises(DataError, match=message):
+        opened(WithBoxes).split("test").boxes([0])
+
+
+def test_a_users_object_that_names_too_few_boxes_is_refused(monkeypatch):
+    monkeypatch.setattr(WithBoxes, "boxes", lambda self, indices: [])
+    with pytest.raises(DataError, match=r"boxes: 0 entries for 2 images; expected one for each"):
+        opened(WithBoxes).split("test").boxes([0, 1])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from heatproof.datasets import Dataset, open_dataset, training_statistics
 from heatproof.datasets.arrays import ArraySamples
-from heatproof.datasets.dataset import first_of_each_class, tight_boxes
+from heatproof.datasets.dataset import Split, covered, first_of_each_class, tight_boxes
 from heatproof.errors import DataError, InputError, PluginError
 
 
@@ -37,6 +37,7 @@ def test_the_first_of_each_class_train_in_the_order_of_the_file():
     assert train.nbytes == 5 * 3 * 2 * 4
     assert validation.regions([0]) is None
     assert validation.boxes([0]) is None
+    assert validation.ignored([0]) is None
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0.01, 1.0))
@@ -112,3 +113,46 @@ def test_unknown_data_sets_and_missing_folders_are_named():
         opened("CIFAR10")
     with pytest.raises(PluginError, match="there is no module 'nowhere'"):
         opened("nowhere.MyData")
+
+
+class Annotated(ArraySamples):
+    """Three pictures of 4 x 5 pixels about whose objects something is known."""
+
+    def __init__(self, regions=None, boxes=None):
+        super().__init__(torch.zeros(3, 3, 4, 5, dtype=torch.uint8), np.zeros(3, dtype=np.int64), "annotated")
+        self._regions, self._boxes = regions, boxes
+
+    def regions(self, indices):
+        return None if self._regions is None else self._regions[indices]
+
+    def boxes(self, indices):
+        return None if self._boxes is None else [self._boxes[index] for index in indices]
+
+
+def test_boxes_are_those_around_the_regions_where_no_others_are_named():
+    regions = np.zeros((3, 4, 5), dtype=bool)
+    regions[0, 1:3, 2:5] = regions[2, 0, 0] = regions[2, 3, 4] = True
+    split = Split("test", Annotated(regions), np.array([2, 1, 0]), (4, 5), 3)
+    whole, none, part = split.boxes([0, 1, 2])
+    np.testing.assert_array_equal(whole, [[0, 0, 5, 4]])
+    assert none.shape == (0, 4)
+    assert none.dtype == np.int64
+    np.testing.assert_array_equal(part, [[2, 1, 5, 3]])
+
+
+def test_regions_are_what_the_boxes_cover_and_the_boxes_stay_unclipped():
+    boxes = [np.array([[-3, 1, 2, 9], [3, 3, 5, 4]]), np.empty((0, 4), dtype=np.int64), np.array([[7, -2, 9, 3]])]
+    split = Split("test", Annotated(boxes=boxes), np.arange(3), (4, 5), 3)
+    expected = np.zeros((3, 4, 5), dtype=bool)
+    expected[0, 1:, :2] = expected[0, 3, 3:] = True
+    np.testing.assert_array_equal(split.regions([0, 1, 2]), expected)
+    np.testing.assert_array_equal(covered(boxes, (4, 5)), expected)
+    for own, given_box in zip(split.boxes([0, 1, 2]), boxes, strict=True):
+        np.testing.assert_array_equal(own, given_box)
+
+
+def test_named_boxes_win_over_those_around_the_regions():
+    regions, boxes = np.ones((3, 4, 5), dtype=bool), [np.array([[0, 0, 1, 1]])] * 3
+    split = Split("test", Annotated(regions, boxes), np.arange(3), (4, 5), 3)
+    np.testing.assert_array_equal(split.boxes([1])[0], [[0, 0, 1, 1]])
+    assert split.regions([1]).all()

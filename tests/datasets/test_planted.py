@@ -74,7 +74,7 @@ def test_regions_and_boxes_agree_and_cover_a_tenth():
     regions, boxes = split.regions(np.arange(100)), split.boxes(np.arange(100))
     assert regions.shape == (100, 32, 32)
     assert set(regions.sum(axis=(1, 2))) == {97}  # a disc of diameter 11
-    for region, (x0, y0, x1, y1) in zip(regions, boxes, strict=True):
+    for region, ((x0, y0, x1, y1),) in zip(regions, boxes, strict=True):
         assert (x1 - x0, y1 - y0) == (11, 11)
         assert region[y0:y1, x0:x1].sum() == region.sum()
 
@@ -94,7 +94,7 @@ def test_the_region_is_where_the_texture_is():
 def test_the_outline_is_the_same_for_all_classes():
     split = planted(train_images=80, classes=14).split("train")
     regions, boxes = split.regions(np.arange(len(split))), split.boxes(np.arange(len(split)))
-    holes = {regions[i, y0:y1, x0:x1].tobytes() for i, (x0, y0, x1, y1) in enumerate(boxes)}
+    holes = {regions[i, y0:y1, x0:x1].tobytes() for i, ((x0, y0, x1, y1),) in enumerate(boxes)}
     assert len(holes) == 1
 
 
@@ -102,7 +102,7 @@ def test_the_shape_variant_tells_the_class_by_the_outline_alone():
     data = planted(train_images=240, evidence="shape", classes=12)
     split = data.split("train")
     regions, boxes = split.regions(np.arange(len(split))), split.boxes(np.arange(len(split)))
-    holes = [(x1 - x0, regions[i, y0:y1, x0:x1].tobytes()) for i, (x0, y0, x1, y1) in enumerate(boxes)]
+    holes = [(x1 - x0, regions[i, y0:y1, x0:x1].tobytes()) for i, ((x0, y0, x1, y1),) in enumerate(boxes)]
     assert len(set(zip(holes, split.labels, strict=True))) == len(set(holes)) == 12
     assert data.class_names == tuple(OUTLINES)
 

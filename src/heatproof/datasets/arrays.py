@@ -32,6 +32,14 @@ class ArraySamples:
         """Unknown."""
         return
 
+    def boxes(self, indices: Indices) -> None:
+        """Unknown."""
+        return
+
+    def ignored(self, indices: Indices) -> None:
+        """None."""
+        return
+
 
 class NpzSource:
     """An array file: `train_images`, `train_labels`, `test_images`, `test_labels`, `class_names`; other keys are not read.

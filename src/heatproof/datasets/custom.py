@@ -14,7 +14,7 @@ from torch import Tensor
 
 from heatproof import plugins
 from heatproof.datasets import pictures
-from heatproof.datasets.dataset import Indices, Part
+from heatproof.datasets.dataset import Boxes, Indices, Part
 from heatproof.errors import DataError, HeatproofError
 
 _HELD_BYTES = 2**30
@@ -24,8 +24,10 @@ class CustomSource:
     """Pictures from `MyData(dataset_dir, part, **options)`, with part "train" or "test".
 
     What is asked of the object: `len(data)`; `data[i]` -> (image, label) with a Pillow picture or uint8 values (H, W),
-    (H, W, C) or (C, H, W) as array or tensor; `classes` or `class_names`; and, if it knows the objects, `regions(indices)`
-    -> (B, H, W) boolean. An image must be the same whenever it is asked for.
+    (H, W, C) or (C, H, W) as array or tensor; `classes` or `class_names`; and, if it knows the objects, any of
+    `regions(indices)` -> (B, H, W) boolean, `boxes(indices)` -> for each image (k, 4) integers (x0, y0, x1, y1), half-open
+    and unclipped, and `ignored(indices)` -> (B, H, W) boolean: pixels that count neither as object nor as background. Each
+    may return None. An image must be the same whenever it is asked for.
 
     Args:
         path: dotted path of the class.
@@ -113,16 +115,38 @@ class CustomSamples:
 
     def regions(self, indices: Indices) -> NDArray[np.bool_] | None:
         """The objects' pixels (B, H, W), where the object tells them."""
-        if not hasattr(self._items, "regions"):
-            return None
-        found = _called(f"{self.where}.regions", lambda: self._items.regions(indices))
+        return self._masks("regions", indices)
+
+    def boxes(self, indices: Indices) -> list[Boxes] | None:
+        """The objects' boxes (k, 4) for each image, where the object tells them."""
+        found = self._told("boxes", indices)
         if found is None:
             return None
-        regions = np.asarray(found)
+        where = f"{self.where}.boxes"
+        boxes = _called(where, lambda: [np.asarray(own) for own in found])
+        if len(boxes) != len(indices):
+            raise DataError(f"{where}: {len(boxes)} entries for {len(indices)} images; expected one for each")
+        return [_boxes(f"{where}: image {index}", own) for index, own in zip(indices.tolist(), boxes, strict=True)]
+
+    def ignored(self, indices: Indices) -> NDArray[np.bool_] | None:
+        """Pixels that count neither way (B, H, W), where the object tells them."""
+        return self._masks("ignored", indices)
+
+    def _told(self, name: str, indices: Indices) -> Any:
+        """What a method that the object may lack says about these images; None where it lacks it."""
+        if not hasattr(self._items, name):
+            return None
+        return _called(f"{self.where}.{name}", lambda: getattr(self._items, name)(indices))
+
+    def _masks(self, name: str, indices: Indices) -> NDArray[np.bool_] | None:
+        found = self._told(name, indices)
+        if found is None:
+            return None
+        masks = np.asarray(found)
         expected = (len(indices), *self.shape[1:])
-        if regions.dtype != np.bool_ or regions.shape != expected:
-            raise DataError(f"{self.where}.regions: {regions.dtype} of shape {regions.shape}; expected bool {expected}")
-        return regions
+        if masks.dtype != np.bool_ or masks.shape != expected:
+            raise DataError(f"{self.where}.{name}: {masks.dtype} of shape {masks.shape}; expected bool {expected}")
+        return masks
 
     def _read(self, row: int) -> tuple[Tensor, int]:
         where = f"{self.where}[{row}]"
@@ -159,6 +183,18 @@ def _picture(where: str, image: Any) -> Tensor:
             f"{where}: the image has shape {array.shape}; expected (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels"
         )
     return torch.from_numpy(np.array(array))
+
+
+def _boxes(where: str, boxes: NDArray[Any]) -> Boxes:
+    """A user's boxes of one image as (k, 4) integers."""
+    if boxes.size == 0:
+        return np.empty((0, 4), dtype=np.int64)
+    if boxes.dtype.kind not in "iu" or boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise DataError(f"{where}: {boxes.dtype} of shape {boxes.shape}; expected integers (k, 4): x0, y0, x1, y1")
+    wrong = boxes[(boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])]
+    if len(wrong):
+        raise DataError(f"{where}: box {wrong[0].tolist()} is empty; expected x0 < x1 and y0 < y1, half-open")
+    return boxes.astype(np.int64)
 
 
 def _label(where: str, label: Any, count: int) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from heatproof.errors import DataError, InputError, nearest
 
 Indices = NDArray[np.int64]
+Boxes = NDArray[np.int64]  # (k, 4) of one picture: x0, y0, x1, y1 in pixels of the frame, half-open
 Part = Literal["train", "test"]
 
 SPLITS: dict[str, Part] = {"train": "train", "validation": "train", "test": "test"}
@@ -30,7 +31,15 @@ class Samples(Protocol):
         ...
 
     def regions(self, indices: Indices) -> NDArray[np.bool_] | None:
-        """The objects' pixels (B, H, W); None where the data set does not know them."""
+        """The objects' pixels (B, H, W); None where the data set does not know them, or knows boxes alone."""
+        ...
+
+    def boxes(self, indices: Indices) -> list[Boxes] | None:
+        """The boxes that the data set names, (k, 4) for each picture; None where it names none."""
+        ...
+
+    def ignored(self, indices: Indices) -> NDArray[np.bool_] | None:
+        """Pixels (B, H, W) that count neither as object nor as background; None where there are none."""
         ...
 
 
@@ -112,13 +121,38 @@ class Split:
         return self.samples.pixels(self._rows(indices))
 
     def regions(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.bool_] | None:
-        """The objects' pixels (B, H, W); None where the data set does not know them."""
-        return self.samples.regions(self._rows(indices))
+        """The objects' pixels (B, H, W); None where the data set does not know them.
 
-    def boxes(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64] | None:
-        """The tight box (x0, y0, x1, y1), half-open, around each picture's region: (B, 4); zeros for an empty region."""
-        regions = self.regions(indices)
-        return None if regions is None else tight_boxes(regions)
+        Where it knows boxes alone, a region is what its boxes cover of the picture. A picture without an object has an
+        empty region.
+        """
+        rows = self._rows(indices)
+        regions = self.samples.regions(rows)
+        if regions is not None:
+            return regions
+        boxes = self.samples.boxes(rows)
+        return None if boxes is None else covered(boxes, self.size)
+
+    def boxes(self, indices: Sequence[int] | NDArray[np.integer]) -> list[Boxes] | None:
+        """The objects' boxes (x0, y0, x1, y1) in pixels of the picture, half-open: (k, 4) for each of B pictures.
+
+        They are never clipped: where a centre was cut out of the picture that was annotated, a box may lie partly or
+        wholly outside, with negative corners and corners beyond the size. Where the data set names no boxes, there is one
+        around the whole region (none where the region is empty); None where it does not know the objects at all.
+        """
+        rows = self._rows(indices)
+        boxes = self.samples.boxes(rows)
+        if boxes is not None:
+            return boxes
+        regions = self.samples.regions(rows)
+        if regions is None:
+            return None
+        filled = regions.any(axis=(1, 2))
+        return [box[None] if there else box[None][:0] for box, there in zip(tight_boxes(regions), filled, strict=True)]
+
+    def ignored(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.bool_] | None:
+        """Pixels (B, H, W) that count neither as object nor as background; None where the data set has none."""
+        return self.samples.ignored(self._rows(indices))
 
     def _rows(self, indices: Sequence[int] | NDArray[np.integer]) -> Indices:
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
@@ -240,3 +274,21 @@ def tight_boxes(regions: NDArray[np.bool_]) -> NDArray[np.int64]:
     boxes = np.stack([x0, y0, x1, y1], axis=1).astype(np.int64)
     boxes[~regions.any(axis=(1, 2))] = 0
     return boxes
+
+
+def covered(boxes: Sequence[Boxes], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The pixels of a frame that lie in any of a picture's boxes: (B, H, W).
+
+    Args:
+        boxes: (k, 4) for each picture: x0, y0, x1, y1, half-open; what lies outside the frame covers nothing.
+        size: height and width of the frame.
+
+    >>> covered([np.array([[-5, 0, 2, 1], [1, 1, 9, 9]])], (2, 3)).astype(int)
+    array([[[1, 1, 0],
+            [0, 1, 1]]])
+    """
+    regions = np.zeros((len(boxes), *size), dtype=np.bool_)
+    for region, own in zip(regions, boxes, strict=True):
+        for x0, y0, x1, y1 in np.maximum(own, 0).tolist():
+            region[y0:y1, x0:x1] = True
+    return regions

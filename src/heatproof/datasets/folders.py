@@ -47,6 +47,14 @@ class FolderSamples:
         """Unknown."""
         return
 
+    def boxes(self, indices: Indices) -> None:
+        """Unknown."""
+        return
+
+    def ignored(self, indices: Indices) -> None:
+        """None."""
+        return
+
     def _read(self, row: int) -> Tensor:
         return pictures.read(self.root / self.files[row], row, self.framing)
 

@@ -209,6 +209,14 @@ class PlantedSamples:
             regions[_window(self.options, corner)] |= outlines
         return regions
 
+    def boxes(self, indices: Integers) -> None:
+        """None beside the regions, which tell all."""
+        return
+
+    def ignored(self, indices: Integers) -> None:
+        """None: each pixel belongs to an object, or to none."""
+        return
+
     def _made(self, indices: Integers) -> Tensor:
         block = max(1, _BLOCK_BYTES // (3 * self.options.size**2))
         pixels = torch.empty((len(indices), 3, *self.size), dtype=torch.uint8)
