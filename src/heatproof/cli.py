@@ -19,22 +19,16 @@ from typing import NoReturn
 
 from heatproof import config
 from heatproof.errors import CellsFailedError, HeatproofError, MissingInputError, nearest
+from heatproof.stages.registry import STAGES
 
 logger = logging.getLogger(__name__)
 
-STAGES = {
-    "train-cls": ("heatproof.stages.train_cls", "train the classifier that is explained"),
-    "extract-attribution-maps": ("heatproof.stages.extract", "compute each attribution method's maps, once"),
-    "evaluate-attribution-maps-roar": ("heatproof.stages.retrain", "ROAR and KAR: remove pixels, retrain, measure"),
-    "lerf": ("heatproof.stages.perturb", "LeRF and MoRF: remove pixels, measure without retraining"),
-    "report": ("heatproof.stages.report", "one self-contained page of all results"),
-}
 CHAINS = {
     "roar": (
         ("train-cls", "extract-attribution-maps", "evaluate-attribution-maps-roar"),
         "train, compute the maps, remove and retrain",
     ),
-    "demo": (tuple(STAGES), "all stages, one after the other"),
+    "demo": (tuple(STAGES), "all stages that the configuration has a section for, one after the other"),
 }
 # What the operating system refuses and a user can mend: space, permissions, quota, paths, disks.
 MENDABLE = {
@@ -101,10 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=formatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
-    for name, (module, summary) in STAGES.items():
-        _add_stage(commands, name, summary, (module,))
+    for name, stage in STAGES.items():
+        _add_stage(commands, name, stage.summary, (name,))
     for name, (stages, summary) in CHAINS.items():
-        _add_stage(commands, name, summary, tuple(STAGES[stage][0] for stage in stages))
+        _add_stage(commands, name, summary, stages)
     for name, (add, summary) in TOOLS.items():
         tool = commands.add_parser(name, help=summary, description=summary, formatter_class=formatter)
         add(tool)
@@ -112,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_stage(
-    commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str, modules: tuple[str, ...]
+    commands: "argparse._SubParsersAction[_Parser]", name: str, summary: str, stages: tuple[str, ...]
 ) -> None:
     stage = commands.add_parser(
         name,
@@ -132,29 +126,25 @@ Overrides name a key of the configuration and its value:
     stage.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
     )
-    stage.set_defaults(command=lambda asked: _run_stages(asked, modules))
+    stage.set_defaults(command=lambda asked: _run_stages(asked, stages, needs_all=name != "demo"))
 
 
-def _run_stages(asked: argparse.Namespace, modules: Sequence[str]) -> None:
+def _run_stages(asked: argparse.Namespace, stages: Sequence[str], *, needs_all: bool) -> None:
     settings = config.read(asked.config, asked.overrides)
     from heatproof import runtime
     from heatproof.stages.run import Run
 
     run = Run(settings, dry_run=asked.dry_run)
     runtime.make_deterministic(run.device)
-    for module in modules:
+    for name in stages:
+        if not needs_all and getattr(settings, STAGES[name].section) is None:
+            continue
         try:
-            import_module(module).run(run)
+            STAGES[name].load().run(run)
         except MissingInputError as error:
             if not asked.dry_run:
                 raise
-            logger.info(
-                "%s: all of it is still to be computed; it waits for what comes before (%s)", _name(module), error
-            )
-
-
-def _name(module: str) -> str:
-    return next(name for name, (path, _) in STAGES.items() if path == module)
+            logger.info("%s: all of it is still to be computed; it waits for what comes before (%s)", name, error)
 
 
 def _add_schema(tool: argparse.ArgumentParser) -> None:

@@ -49,6 +49,7 @@ Percentile = Annotated[float, AfterValidator(_percentile)]
 Options = Annotated[dict[str, Any], BeforeValidator(_empty_when_null)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Control = Literal["random", "sobel", "centre", "uniform", "oracle", "anti_oracle"]
+Twin = Literal["blurred", "max3", "inverse", "average"]
 
 
 class Section(BaseModel):
@@ -146,10 +147,26 @@ class Methods(Section):
         default=["random", "sobel", "centre"], description="baselines that are added to the methods"
     )
 
+    twins: Annotated[list[Twin], BeforeValidator(_as_list), AfterValidator(_distinct)] = Field(
+        default=[], description="further controls, derived from the stored maps of each method that is no control"
+    )
+
     def methods(self) -> list[AttributionMethod]:
-        """The methods and the controls that are not among them already."""
+        """The methods, the controls that are not among them already, and the methods' twins."""
         named = {method.name for method in self.attribution_methods}
-        return self.attribution_methods + [CONTROLS[name] for name in self.controls if name not in named]
+        listed = self.attribution_methods + [CONTROLS[name] for name in self.controls if name not in named]
+        explained = [method for method in self.attribution_methods if not method.control]
+        return listed + [_twin(method, kind) for method in explained for kind in self.twins]
+
+
+def _twin(method: AttributionMethod, kind: Twin) -> AttributionMethod:
+    """The entry of maps that are derived from a method's; it says of which, so that it is stale when that changes."""
+    source = {"name": method.name, "method": method.method, "kwargs": method.kwargs}
+    return method.model_copy(
+        update={
+            "name": f"{method.name}+{kind}", "method": f"twin:{kind}", "kwargs": {"of": source}, "control": True
+        }
+    )  # fmt: skip
 
 
 class ExtractCams(Methods):
@@ -166,7 +183,16 @@ class ExtractCams(Methods):
 class RetrainCls(Training, Methods):
     """evaluate-attribution-maps-roar: remove and retrain."""
 
-    metrics: Annotated[list[Literal["roar", "kar"]], BeforeValidator(_as_list), AfterValidator(_distinct)] = ["roar"]
+    metrics: Annotated[
+        list[Literal["roar", "kar", "mask_only"]], BeforeValidator(_as_list), AfterValidator(_distinct)
+    ] = Field(
+        default=["roar"],
+        description="roar: the most important pixels are removed; kar: the least important ones; "
+        "mask_only: networks that see ROAR's holes and nothing else, which tells whether their shape leaks the class",
+    )
+    recursive: bool = Field(
+        False, description="also ROAR with maps made anew at each removed fraction, by the network retrained before"
+    )
     percentiles: Annotated[list[Percentile], Field(min_length=1), AfterValidator(_distinct)] = [10, 30, 50, 70, 90]
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_distinct)] = [0, 1, 2, 3, 4]
     fill: str | Plugin = Field("mean", description="how removed pixels are replaced")
@@ -177,18 +203,43 @@ class RetrainCls(Training, Methods):
     threads: PositiveInt = Field(1, description="CPU threads of each process; part of what makes runs repeatable")
 
 
-class PixelPerturbationAnalysis(Methods):
-    """lerf: least and most relevant first, without retraining."""
+class MapTest(Methods):
+    """A test that scores stored maps image by image. What its section leaves out is taken from extract_cams."""
 
     model: Model
-    percentiles: Annotated[list[Percentile], Field(min_length=1), AfterValidator(_distinct)] = [*range(1, 11)]
-    test_samples: PositiveInt | None = Field(2000, description="how many test images; null: all")
     target: Literal["predicted", "label"] = "predicted"
-    fill: str | Plugin = "mean"
-    batch_size: PositiveInt = 64
-    rows_per_forward: PositiveInt = Field(256, description="degraded images in one forward pass")
     ties: Literal["random", "index"] = "random"
     dtype: Literal["float16", "float32"] = "float16"
+    test_samples: PositiveInt | None = Field(None, description="how many test images; null: all")
+    batch_size: PositiveInt = Field(64, description="images at work, and kept at once; bounds the memory")
+    rows_per_forward: PositiveInt = Field(256, description="altered images in one forward pass")
+
+
+class PixelPerturbationAnalysis(MapTest):
+    """lerf: least and most relevant first, without retraining."""
+
+    percentiles: Annotated[list[Percentile], Field(min_length=1), AfterValidator(_distinct)] = [*range(1, 11)]
+    test_samples: PositiveInt | None = Field(2000, description="how many test images; null: all")
+    fill: str | Plugin = "mean"
+
+
+# --- insertion_deletion
+
+# --- road
+
+# --- faithfulness
+
+# --- localise
+
+# --- complexity
+
+# --- robustness
+
+# --- agreement
+
+# --- sanity_checks
+
+# ---
 
 
 class Report(Section):
@@ -256,13 +307,33 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Config:
     outdir = content.get("outdir")
     if isinstance(outdir, str):
         content = _substituted(content, outdir)
+    _complete_tests(content)
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_problem(error)}") from error
-    for name in ("extract_cams", "retrain_cls", "pixel_perturbation_analysis"):
-        _check_names(path, name, getattr(config, name))
+    for name in Config.model_fields:
+        part = getattr(config, name)
+        if isinstance(part, Methods):
+            _check_names(path, name, part)
     return config
+
+
+def map_tests() -> dict[str, type[MapTest]]:
+    """The sections of tests that score stored maps, and their kinds."""
+    kinds = {name: _section_in(field.annotation) for name, field in Config.model_fields.items()}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, MapTest)}
+
+
+def _complete_tests(content: dict[str, Any]) -> None:
+    """Gives tests the classifier and the methods of extract_cams where their sections say nothing of them."""
+    extraction = content.get("extract_cams")
+    if not isinstance(extraction, dict):
+        return
+    for name, kind in map_tests().items():
+        if name in content and isinstance(content[name] or {}, dict):
+            shared = {key: extraction[key] for key in extraction if key in kind.model_fields and key != "batch_size"}
+            content[name] = shared | (content[name] or {})
 
 
 class _Loader(yaml.SafeLoader):
@@ -402,8 +473,8 @@ def _section_in(annotation: Any) -> Any:
     return None
 
 
-def _check_names(path: Path, name: str, part: Methods | None) -> None:
-    names = [method.name for method in part.attribution_methods] if part else []
+def _check_names(path: Path, name: str, part: Methods) -> None:
+    names = [method.name for method in part.attribution_methods]
     for position, method in enumerate(names):
         if method in names[:position]:
             raise ConfigError(

@@ -44,9 +44,14 @@ def test_every_stage_leaves_its_files(finished):
 
 def test_the_oracle_beats_random(finished):
     rows = table(finished.parent / "out" / "pixel_perturbation_analysis" / "results.csv")
-    areas = {(r["method"], r["first"]): float(r["mean"]) for r in rows if r["score"] == "area"}
-    assert areas["oracle", "most"] < areas["random", "most"]
-    assert areas["oracle", "least"] > areas["random", "least"]
+    means = {(r["method"], r["score"]): float(r["mean"]) for r in rows}
+    assert means["oracle", "morf_area"] < means["random", "morf_area"]
+    assert means["oracle", "lerf_area"] > means["random", "lerf_area"]
+    [line] = [r for r in rows if (r["method"], r["score"]) == ("oracle", "morf_area")]
+    assert float(line["difference_to_random"]) == pytest.approx(
+        means["oracle", "morf_area"] - means["random", "morf_area"], abs=1e-12
+    )
+    assert float(line["difference_low"]) <= float(line["difference_to_random"]) <= float(line["difference_high"])
 
 
 def test_images_and_maps_are_paired_by_index(finished):

@@ -8,7 +8,7 @@ import numpy as np
 
 from heatproof import artefacts, config, store
 from heatproof.removal import orders, ranks, scores, tie_keys
-from heatproof.stages.perturb import FORMAT as CURVES
+from heatproof.stages.evaluate import FORMAT as SCORES
 from heatproof.stages.retrain import FORMAT as CELL
 from heatproof.stages.run import Run, model_origin, training_origin
 from heatproof.training import classifier
@@ -192,9 +192,9 @@ def write_curves(path, contents, *overrides, quality=synthetic.QUALITY):
     fractions = [0.0, *(p / 100 for p in section.percentiles)]
     made = synthetic.curves(40, quality, fractions)
     per_image = (2, len(fractions))
-    columns = [store.Column(name, "int64") for name in ("index", "label", "target")]
+    columns = [store.Column(name, "int64") for name in ("index", "label", "target", "prediction")]
     columns += [store.Column(name, "float64", per_image) for name in ("probability", "logit", "logit_margin")]
-    columns.append(store.Column("prediction", "int64", per_image))
+    columns.append(store.Column("predicted", "int64", per_image))
     for method in section.methods():
         origin = {
             "maps": contents[method.name],
@@ -207,12 +207,12 @@ def write_curves(path, contents, *overrides, quality=synthetic.QUALITY):
             "code": scores.RESULTS_VERSION,
         }
         target = run.config.outdir / "pixel_perturbation_analysis" / f"{method.name}.h5"
-        writer = store.RowWriter(target, columns, rows=40, origin=origin, kind=CURVES, rows_per_shard=64)
+        writer = store.RowWriter(target, columns, rows=40, origin=origin, kind=SCORES, rows_per_shard=64)
         probability = made.probability[method.name]
         for block in writer.missing():
             values = dict.fromkeys(("probability", "logit", "logit_margin"), probability)
-            known = {"index": np.arange(40), "label": made.targets, "target": made.targets}
-            writer.write(block, values | known | {"prediction": made.predicted[method.name]})
+            known = {"index": np.arange(40), "label": made.targets, "target": made.targets, "prediction": made.targets}
+            writer.write(block, values | known | {"predicted": made.predicted[method.name]})
         writer.finish()
 
 

@@ -6,7 +6,7 @@ block as a whole as soon as one of its values is NaN.
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -82,19 +82,29 @@ def summarize(values: ArrayLike, *, seed: int | None = None, level: float = 0.95
     >>> summarize([1.0, 2.0, 3.0, float("nan")])._replace(low=0, high=0)
     Summary(n=3, n_undefined=1, mean=2.0, sd=1.0, low=0, high=0)
     """
-    scores = np.asarray(values, dtype=np.float64)
-    defined = scores[~np.isnan(scores)]
-    interval = t_interval(scores, level) if seed is None else seeded_bootstrap(scores[None], seed, level=level)
-    mean = float(defined.mean()) if len(defined) else math.nan
-    sd = float(defined.std(ddof=1)) if len(defined) > 1 else math.nan
-    return Summary(
-        len(defined),
-        len(scores) - len(defined),
-        mean,
-        sd,
-        low=float(np.squeeze(interval.low)),
-        high=float(np.squeeze(interval.high)),
-    )
+    return summarize_rows(np.asarray(values, dtype=np.float64)[None], seed=seed, level=level)[0]
+
+
+def summarize_rows(values: ArrayLike, *, seed: int | None = None, level: float = 0.95) -> list[Summary]:
+    """`summarize` for each row: with a seed all rows are resampled together, which is far faster than one by one.
+
+    Args:
+        values: (M, N) scores, NaN where undefined.
+        seed: with it, the percentile bootstrap; without it, the t interval.
+        level: coverage of the intervals.
+
+    >>> [summary.mean for summary in summarize_rows([[1.0, 3.0], [5.0, float("nan")]], seed=0)]
+    [2.0, 5.0]
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    low, high = t_interval(rows, level) if seed is None else seeded_bootstrap(rows, seed, level=level)
+    summaries = []
+    for row, *ends in zip(rows, low, high, strict=True):
+        defined = row[~np.isnan(row)]
+        mean = float(defined.mean()) if len(defined) else math.nan
+        sd = float(defined.std(ddof=1)) if len(defined) > 1 else math.nan
+        summaries.append(Summary(len(defined), len(row) - len(defined), mean, sd, *map(float, ends)))
+    return summaries
 
 
 def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
@@ -184,11 +194,37 @@ def seeded_bootstrap(values: ArrayLike, seed: int, resamples: int = RESAMPLES, l
     (1.0, 1.0)
     """
     rows = np.asarray(values, dtype=np.float64)
-    units = rows.shape[-1]
-    generator = seeding.generator(seed, "bootstrap", units)
-    step = _resamples_at_once(units)
-    numbers = (min(step, resamples - start) for start in range(0, resamples, step))
-    return _intervals(rows, (bootstrap_index(generator, units, number) for number in numbers), level)
+    return _intervals(rows, _seeded_index(seed, rows.shape[-1], resamples), level)
+
+
+def resampled(
+    sums: ArrayLike,
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> NDArray[np.float64]:
+    """A statistic of sums over images, on the resamples of `seeded_bootstrap`: for scores that are no mean over images.
+
+    Args:
+        sums: (N, ...) what each image adds; NaN counts as 0.
+        statistic: sums (B, ...) over B resamples -> (B,).
+        seed: root seed.
+        resamples: how many.
+
+    Returns:
+        (resamples,); two methods with the same N are paired, so differences may be taken.
+
+    >>> hits_and_images = np.array([[1.0, 1.0], [1.0, 1.0]])
+    >>> set(resampled(hits_and_images, lambda total: total[:, 0] / total[:, 1], seed=0).tolist())
+    {1.0}
+    """
+    added = np.nan_to_num(np.asarray(sums, dtype=np.float64), nan=0.0)
+    flat = added.reshape(len(added), -1)
+    parts = []
+    for index in _seeded_index(seed, len(added), resamples):
+        totals = _counts(index) @ flat
+        parts.append(statistic(totals.reshape(len(index), *added.shape[1:])))
+    return np.concatenate(parts)
 
 
 # --- two methods on the same units
@@ -485,6 +521,20 @@ def _resamples_at_once(units: int) -> int:
     return max(1, 2**21 // max(1, units))
 
 
+def _seeded_index(seed: int, units: int, resamples: int) -> Iterator[NDArray[np.int32]]:
+    """The resamples that a root seed gives N units, in parts, so that N may be large."""
+    generator = seeding.generator(seed, "bootstrap", units)
+    step = _resamples_at_once(units)
+    return (bootstrap_index(generator, units, min(step, resamples - n)) for n in range(0, resamples, step))
+
+
+def _counts(index: NDArray[Any]) -> NDArray[np.float64]:
+    """How often each resample (B, N) holds each unit: (B, N)."""
+    resamples, units = index.shape
+    flat = (index + units * np.arange(resamples)[:, None]).reshape(-1)
+    return np.bincount(flat, minlength=resamples * units).reshape(resamples, units).astype(np.float64)
+
+
 def _intervals(rows: NDArray[np.float64], parts: Iterable[NDArray[Any]], level: float) -> Interval:
     """Percentile intervals of the means of rows (M, N) over resamples, which come as index matrices (b, N).
 
@@ -495,10 +545,8 @@ def _intervals(rows: NDArray[np.float64], parts: Iterable[NDArray[Any]], level: 
     filled = np.where(defined, rows, 0.0)
     means = []
     for index in parts:
-        resamples, units = index.shape
-        flat = (index + units * np.arange(resamples)[:, None]).reshape(-1)
-        counts = np.bincount(flat, minlength=resamples * units).reshape(resamples, units).astype(np.float64)
-        present = np.float64(units) if defined.all() else defined @ counts.T
+        counts = _counts(index)
+        present = np.float64(index.shape[1]) if defined.all() else defined @ counts.T
         with np.errstate(invalid="ignore"):
             means.append(filled @ counts.T / present)
     low, high = (np.full(len(rows), np.nan) for _ in range(2))

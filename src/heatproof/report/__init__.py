@@ -14,6 +14,7 @@ from heatproof.report.records import (
     Progress,
     Retraining,
     Settings,
+    TestResult,
     Training,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "Report",
     "Retraining",
     "Settings",
+    "TestResult",
     "Training",
     "compose",
     "source_texts",

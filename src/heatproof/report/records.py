@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heatproof.metrics.score import Curve, Pooled, Score, Scored
+
 FIRSTS = ("most", "least")
 """The two ends of an order, as the axes of `Curves` have them: MoRF, then LeRF."""
 
@@ -78,6 +80,27 @@ class Curves:
     def images(self) -> int:
         """Number of images."""
         return len(self.targets)
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What a test of stored maps found, image by image.
+
+    Args:
+        name: of its section.
+        command: that makes it.
+        summary: what it does, in a few words.
+        scores: all that it measures, with their directions.
+        values: for each method its scores and curves; methods without a file are left out.
+        index: (N,) positions of the images in the test split; all methods have the same.
+    """
+
+    name: str
+    command: str
+    summary: str
+    scores: Sequence[Score]
+    values: Mapping[str, Sequence[Scored | Pooled | Curve]]
+    index: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -219,6 +242,7 @@ class Material:
         methods: of all stages, in the configuration's order, the controls last.
         retraining: one for each metric.
         curves: without retraining.
+        tests: of stored maps, image by image; LeRF and MoRF are among them.
         health: one for each method.
         pictures: the gallery.
         training: of the base classifier.
@@ -237,6 +261,7 @@ class Material:
     methods: Sequence[Method]
     retraining: Sequence[Retraining] = ()
     curves: Curves | None = None
+    tests: Sequence[TestResult] = ()
     health: Sequence[MapHealth] = ()
     pictures: Sequence[Picture] = ()
     training: Training | None = None

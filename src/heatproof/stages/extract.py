@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +24,14 @@ from heatproof.datasets import Split
 from heatproof.errors import MapError
 from heatproof.methods.explainer import Explained, Explainer
 from heatproof.models import LoadedModel
+from heatproof.stages import twins
 from heatproof.stages.run import Run, model_origin
 from heatproof.store.maps import MapDtype
 from heatproof.store.writer import Consolidate
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
+Explain = Callable[[Tensor, Tensor, Tensor], Explained]
 IMPORTED = "imported"  # in the place of a dotted path: the maps come through import-maps
 ROWS_PER_BLOCK = 1024  # what a kill costs at most, for each method
 
@@ -61,11 +63,11 @@ class Extraction:
     consolidate: Consolidate
 
     @classmethod
-    def of(cls, run: Run, section: config.ExtractCams | config.PixelPerturbationAnalysis) -> "Extraction":
+    def of(cls, run: Run, section: config.ExtractCams | config.MapTest) -> "Extraction":
         """What a section asks for, checked before any work is done."""
         methods = [explainer(method) for method in section.methods()]
         for method in methods:
-            if method.path != IMPORTED:
+            if is_called(method):
                 method.check()
         loaded = run.trained(section.model)
         consolidate: Consolidate = section.consolidate if isinstance(section, config.ExtractCams) else "auto"
@@ -81,10 +83,16 @@ class Extraction:
             consolidate,
         )
 
-    def origin(self, method: Explainer, split: Split, rows: NDArray[np.int64] | None = None) -> dict[str, Any]:
-        """What a method's maps of a split depend on."""
+    def origin(
+        self, method: Explainer, split: Split, rows: NDArray[np.int64] | None = None, source: Path | None = None
+    ) -> dict[str, Any]:
+        """What a method's maps of a split depend on; a twin's depend on the `source`, by default extract_cams' file."""
         normalization = self.loaded.normalization
-        return {
+        made_from = {}
+        if twins.is_twin(method.path):
+            folder = self.run.config.outdir / "extract_cams" / twins.source_of(method).name
+            made_from["source"] = twins.content_of(source or folder / f"{split.name}.h5")
+        return made_from | {
             "data": split.fingerprint,
             "rows": "all" if rows is None else rows.tolist(),
             "model": model_origin(self.model)
@@ -97,7 +105,7 @@ class Extraction:
                 "kwargs": dict(method.options),
                 "channel_reduction": method.channel_reduction,
                 "on_invalid": method.on_invalid,
-                "code": None if method.path == IMPORTED else method.code_version(),
+                "code": _code(method),
             },
             "target": self.target,
             "dtype": self.dtype,
@@ -127,17 +135,24 @@ class Extraction:
             timing: folder of timing.csv.
             rows: indices of the images that are wanted; None means all.
         """
-        missing = [m for m in self.methods if not self._is_there(m, split, paths[m.name], rows)]
-        if not missing or self.run.dry_run:
-            return
+        own = [m for m in self.methods if not twins.is_twin(m.path)]
+        missing = [m for m in own if not self._is_there(m, split, paths[m.name], rows)]
+        if missing and not self.run.dry_run:
+            self._compute(missing, split, paths, timing, rows)
+        for twin in (m for m in self.methods if twins.is_twin(m.path)):
+            self._derive(twin, split, paths[twin.name], paths[twins.source_of(twin).name], timing, rows)
+
+    def _compute(
+        self,
+        missing: Sequence[Explainer],
+        split: Split,
+        paths: Mapping[str, Path],
+        timing: Path,
+        rows: NDArray[np.int64] | None,
+    ) -> None:
         indices = np.arange(len(split)) if rows is None else rows
         writers = [self.writer(m, split, paths[m.name], self.origin(m, split, rows), len(indices)) for m in missing]
-        provided = {
-            "seed": self.run.config.seed,
-            "regions": _regions(split),
-            "normalization": self.loaded.normalization,
-        }
-        explains = [method.bind(self.loaded.module, provided) for method in missing]
+        explains = [self.bind(method, split) for method in missing]
         todo = sorted({block for writer in writers for block in writer.missing()})
         total = sum(block.stop - block.start for writer in writers for block in writer.missing())
         with runtime.progress(total, f"maps of {split.name}") as bar:
@@ -152,6 +167,49 @@ class Extraction:
                         runtime.record_time(timing, f"{method.name}/{split.name}", len(shared.index), started)
         for writer in writers:
             writer.finish()
+
+    def _derive(
+        self, twin: Explainer, split: Split, path: Path, source: Path, timing: Path, rows: NDArray[np.int64] | None
+    ) -> None:
+        """Makes a twin's file complete from its source's, which the methods before it have made."""
+        origin = self.origin(twin, split, rows, source)
+        if is_complete(path, origin) or self.run.dry_run:
+            return
+        started = time.monotonic()
+        reader = store.MapReader(source)
+        derived = twins.Twin(twin.path.removeprefix(twins.PREFIX), reader)
+        taken = twins.rows_of(reader, np.arange(len(split)) if rows is None else rows)
+        writer = self.writer(twin, split, path, origin, len(taken))
+        with runtime.progress(len(taken), f"{twin.name} of {split.name}") as bar:
+            for block in writer.missing():
+                chosen = taken[block.start : block.stop]
+                maps, ranks = derived.maps(chosen), derived.ranks(chosen)
+                invalid = reader.invalid[chosen]
+                writer.write(
+                    block,
+                    maps=maps,
+                    ranks=self.ranks(reader.index[chosen], maps, invalid) if ranks is None else ranks,
+                    invalid=invalid,
+                    index=reader.index[chosen],
+                    label=reader.labels[chosen],
+                    target=reader.targets[chosen],
+                    prediction=reader.predictions[chosen],
+                    logits=reader.logits[chosen],
+                )
+                bar.update(len(chosen))
+        writer.finish()
+        runtime.record_time(timing, f"{twin.name}/{split.name}", len(taken), started)
+
+    def bind(self, method: Explainer, split: Split) -> Explain:
+        """A method at work on the classifier: normalised images, targets and indices in the split -> maps."""
+        return method.bind(
+            self.loaded.module,
+            {
+                "seed": self.run.config.seed,
+                "regions": _regions(split),
+                "normalization": self.loaded.normalization,
+            },
+        )
 
     def _is_there(self, method: Explainer, split: Split, path: Path, rows: NDArray[np.int64] | None) -> bool:
         if method.path != IMPORTED:
@@ -210,16 +268,10 @@ class Extraction:
         invalid: NDArray[np.bool_],
     ) -> None:
         """Ranks the maps (N, H, W) of a block and writes them beside what the classifier says of the images."""
-        keys = None
-        if self.ties == "random":
-            keys = removal.tie_keys(self.run.config.seed, images.index, maps[0].size)
-        # The writer marks invalid rows; here they only must not stop the others.
-        clean = np.where(invalid[:, None, None], np.float32(0), maps)
-        ranks = removal.ranks(removal.orders(clean, ties=self.ties, keys=keys), size=maps.shape[1:])
         writer.write(
             block,
             maps=maps,
-            ranks=ranks,
+            ranks=self.ranks(images.index, maps, invalid),
             invalid=invalid,
             index=images.index,
             label=images.label,
@@ -228,15 +280,21 @@ class Extraction:
             logits=images.logits,
         )
 
+    def ranks(
+        self, index: NDArray[np.int64], maps: NDArray[np.float32], invalid: NDArray[np.bool_]
+    ) -> NDArray[np.integer]:
+        """Ranks (N, H, W) of the pixels of maps (N, H, W), ties by the keys of the images `index` (N,)."""
+        return ranked(index, maps, invalid, self.ties, self.run.config.seed)
+
     def _explain(
-        self, images: "IntactImages", explain: Any, bar: "tqdm[Any]"
+        self, images: "IntactImages", explain: Explain, bar: "tqdm[Any]"
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         maps, invalid = [], []
         for start in range(0, len(images.index), self.batch_size):
             chosen = slice(start, start + self.batch_size)
             targets = torch.from_numpy(images.target[chosen]).to(self.run.device)
             indices = torch.from_numpy(images.index[chosen])
-            found: Explained = explain(self._images(images.pixels[chosen]), targets, indices)
+            found = explain(self._images(images.pixels[chosen]), targets, indices)
             maps.append(found.maps.cpu().numpy())
             invalid.append(found.invalid.cpu().numpy())
             bar.update(len(indices))
@@ -264,6 +322,25 @@ def explainer(method: config.AttributionMethod) -> Explainer:
     return Explainer(method.name, method.method, method.kwargs, method.channel_reduction, method.on_invalid)
 
 
+def is_called(method: Explainer) -> bool:
+    """Whether a method can be called on images: not if its maps are imported, or derived from those of another."""
+    return method.path != IMPORTED and not twins.is_twin(method.path)
+
+
+def ranked(
+    index: NDArray[np.int64],
+    maps: NDArray[np.float32],
+    invalid: NDArray[np.bool_],
+    ties: Literal["random", "index"],
+    seed: int,
+) -> NDArray[np.integer]:
+    """Ranks (N, H, W) of the pixels of maps (N, H, W); in `invalid` rows (N,) they mean nothing."""
+    keys = removal.tie_keys(seed, index, maps[0].size) if ties == "random" else None
+    # The writer marks invalid rows; here they only must not stop the others.
+    clean = np.where(invalid[:, None, None], np.float32(0), maps)
+    return removal.ranks(removal.orders(clean, ties=ties, keys=keys), size=maps.shape[1:])
+
+
 def is_complete(path: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether a row file needs nothing more; what it needs goes to the log."""
     state = store.read_state(path)
@@ -279,6 +356,14 @@ def is_complete(path: Path, wanted: Mapping[str, Any]) -> bool:
         logger.info("%s: complete", path)
         return True
     return False
+
+
+def _code(method: Explainer) -> Any:
+    if method.path == IMPORTED:
+        return None
+    if twins.is_twin(method.path):
+        return [twins.RESULTS_VERSION, _code(twins.source_of(method))]
+    return method.code_version()
 
 
 def _regions(split: Split) -> Any:

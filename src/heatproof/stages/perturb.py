@@ -1,189 +1,114 @@
 """lerf: LeRF and MoRF, removal without retraining.
 
-Takes each method's maps from extract_cams where they are there for this model and data, and computes and keeps those of the
-sampled images (pixel_perturbation_analysis/maps/<method>.h5) where not; writes
-pixel_perturbation_analysis/<method>.h5 (per image, order and fraction: probability, logit, margin of the target, and
-the predicted class) and results.csv.
+Reads each method's stored maps; writes pixel_perturbation_analysis/<method>.h5 (per image, order and fraction:
+probability, logit, margin of the target, and the predicted class) and results.csv.
 """
 
-import logging
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heatproof import artefacts, config, removal, runtime, seeding, store
-from heatproof.datasets import Split
-from heatproof.metrics import perturbation, statistics
-from heatproof.stages.extract import IMPORTED, Extraction, is_complete
+from heatproof import config, removal, store
+from heatproof.metrics import perturbation
+from heatproof.metrics.score import Curve, Score, Scored
+from heatproof.stages.evaluate import Images, Subject, evaluate
 from heatproof.stages.retrain import build_fill
 from heatproof.stages.run import Run
 
-logger = logging.getLogger(__name__)
-
-FORMAT = "heatproof/perturbation"
 FIRSTS: tuple[removal.First, ...] = ("most", "least")
-COLUMNS = (
-    "method", "control", "score", "first", "fill", "removed_fraction", "n", "n_undefined", "mean", "sd", "low", "high",
-)  # fmt: skip
+ORDERS = ("morf", "lerf")  # what removing from these ends is called
+
+
+@dataclass(frozen=True)
+class PixelPerturbation:
+    """The classifier's scores of images from which more and more pixels are removed, from both ends of the order."""
+
+    settings: config.PixelPerturbationAnalysis
+    section = "pixel_perturbation_analysis"
+    scores = (
+        Score("morf_area", "lower", "area below the MoRF curve of the target's probability, in [0, 1]", headline=True),
+        Score("lerf_area", "higher", "area below the LeRF curve of the target's probability, in [0, 1]"),
+        Score("abpc", "higher", "mean gap between the LeRF and the MoRF curve, in [-1, 1]", headline=True),
+        Score("morf_aopc", "higher", "mean drop of the probability, the most important pixels removed first"),
+        Score("lerf_aopc", "lower", "mean drop of the probability, the least important pixels removed first"),
+        Score("morf_probability", "lower", "probability of the target after removal, the most important pixels first"),
+        Score(
+            "lerf_probability", "higher", "probability of the target after removal, the least important pixels first"
+        ),
+        Score("morf_deviation", "higher", "|p0 - p| / p0 of the target, the most important pixels removed first"),
+        Score("lerf_deviation", "lower", "|p0 - p| / p0 of the target, the least important pixels removed first"),
+    )
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """Removed fractions, growing from 0."""
+        return tuple(sorted({0.0} | {percentile / 100 for percentile in self.settings.percentiles}))
+
+    def columns(self, size: tuple[int, int]) -> list[store.Column]:
+        """Both orders, all fractions."""
+        shape = (len(FIRSTS), len(self.fractions))
+        names = {"probability": "float64", "logit": "float64", "logit_margin": "float64", "predicted": "int64"}
+        return [store.Column(name, dtype, shape) for name, dtype in names.items()]
+
+    def origin(self) -> dict[str, Any]:
+        """Fractions, fill and version of the code."""
+        fill = self.settings.fill
+        return {
+            "fractions": list(self.fractions),
+            "fill": fill if isinstance(fill, str) else fill.model_dump(),
+            "code": removal.scores.RESULTS_VERSION,
+        }
+
+    def measure(self, images: Images, subject: Subject) -> Mapping[str, NDArray[Any]]:
+        """Runs the classifier on the degraded images."""
+        normalization = subject.loaded.normalization
+        scores = removal.degraded_scores(
+            subject.loaded.module,
+            images.pixels,
+            images.ranks,
+            images.target,
+            normalize=normalization,
+            fractions=self.fractions,
+            fill=build_fill(subject.run, self.settings.fill, lambda: normalization),
+            firsts=FIRSTS,
+            rows_per_forward=self.settings.rows_per_forward,
+            indices=images.index,
+        )
+        return {
+            "probability": scores.probability,
+            "logit": scores.logit,
+            "logit_margin": scores.logit_margin,
+            "predicted": scores.prediction,
+        }
+
+    def read(self, column: Callable[[str], NDArray[Any]]) -> Iterator[Scored | Curve]:
+        """Areas and AOPC of each order, and the scores at each fraction."""
+        probability = column("probability")
+        intact, fractions = probability[:, 0, 0], np.array(self.fractions)
+        morf, lerf = probability[:, 0], probability[:, 1]
+        yield Scored("abpc", perturbation.abpc(morf, lerf))
+        for order, curve in zip(ORDERS, (morf, lerf), strict=True):
+            yield Scored(f"{order}_area", perturbation.area(curve, fractions))
+            yield Scored(f"{order}_aopc", perturbation.aopc(curve))
+            for step, fraction in enumerate(self.fractions):
+                setting = f"removed={fraction:g}"
+                yield Scored(f"{order}_probability", curve[:, step], setting)
+                yield Scored(f"{order}_deviation", perturbation.deviation(intact, curve[:, step]), setting)
+        labels = ("removed fraction", "probability of the target")
+        yield Curve("MoRF", fractions, morf, *labels, better="lower")
+        yield Curve("LeRF", fractions, lerf, *labels, better="higher")
+
+
+def test(settings: config.Config) -> PixelPerturbation:
+    """The test that a configuration asks for."""
+    section = config.section(settings, PixelPerturbation.section, config.PixelPerturbationAnalysis)
+    return PixelPerturbation(section)
 
 
 def run(run: Run) -> None:
     """Computes what is missing or stale of every method's curves, and summarises them."""
-    section = config.section(run.config, "pixel_perturbation_analysis", config.PixelPerturbationAnalysis)
-    folder = run.config.outdir / "pixel_perturbation_analysis"
-    plan = Extraction.of(run, section)
-    split = run.dataset.split("test")
-    rows = _sample(run, len(split), section.test_samples)
-    maps = _maps(run, plan, split, rows, folder)
-    fill = build_fill(run, section.fill, lambda: plan.loaded.normalization)
-    _log_accuracy(next(iter(maps.values())), rows)
-    origins = {}
-    for name, path in maps.items():
-        if not run.dry_run or path.is_file():
-            origins[name] = _curves(run, section, plan, split, rows, store.MapReader(path), fill, folder / f"{name}.h5")
-    if not run.dry_run:
-        _write_results(section, folder, run.config.seed, origins)
-
-
-def _sample(run: Run, count: int, wanted: int | None) -> NDArray[np.int64]:
-    if wanted is None or wanted >= count:
-        return np.arange(count)
-    return np.sort(seeding.generator(run.config.seed, "lerf", "sample").permutation(count)[:wanted])
-
-
-def _maps(run: Run, plan: Extraction, split: Split, rows: NDArray[np.int64], folder: Path) -> dict[str, Path]:
-    """A file for each method that holds the maps of the sampled images, in the order of the methods."""
-    found = {}
-    missing = []
-    for method in plan.methods:
-        path = run.config.outdir / "extract_cams" / method.name / f"{split.name}.h5"
-        state = store.read_state(path)
-        if method.path == IMPORTED:
-            plan.require_imported(method, split, path)
-            found[method.name] = path
-        elif state is not None and state.is_done(plan.origin(method, split)):
-            found[method.name] = path
-        else:
-            missing.append(method)
-            found[method.name] = folder / "maps" / f"{method.name}.h5"
-    if missing:
-        plan.only(missing).extract(split, found, folder, rows=rows)
-    return found
-
-
-def _log_accuracy(path: Path, rows: NDArray[np.int64]) -> None:
-    """Says how good the classifier is on the sampled images: curves of a bad one explain nothing."""
-    if path.is_file():
-        reader = store.MapReader(path)
-        chosen = np.isin(reader.index, rows)
-        right = int((reader.predictions[chosen] == reader.labels[chosen]).sum())
-        logger.info("the classifier is right on %d of %d sampled images", right, len(rows))
-
-
-def _curves(
-    run: Run,
-    section: config.PixelPerturbationAnalysis,
-    plan: Extraction,
-    split: Split,
-    rows: NDArray[np.int64],
-    maps: store.MapReader,
-    fill: removal.Fill,
-    path: Path,
-) -> dict[str, Any]:
-    """Makes one method's file complete: every sampled image, both orders, all fractions from 0; returns its origin."""
-    fractions = _fractions(section)
-    origin = {
-        "maps": maps.content_id(),
-        "model": maps.origin["model"],
-        "data": split.fingerprint,
-        "rows": rows.tolist(),
-        "fractions": list(fractions),
-        "fill": section.fill if isinstance(section.fill, str) else section.fill.model_dump(),
-        "seed": run.config.seed,
-        "code": removal.scores.RESULTS_VERSION,
-    }
-    if is_complete(path, origin) or run.dry_run:
-        return origin
-    where = {int(index): row for row, index in enumerate(maps.index)}
-    per_image = (len(FIRSTS), len(fractions))
-    columns = [
-        store.Column("index", "int64"),
-        store.Column("label", "int64"),
-        store.Column("target", "int64"),
-        store.Column("probability", "float64", per_image),
-        store.Column("logit", "float64", per_image),
-        store.Column("logit_margin", "float64", per_image),
-        store.Column("prediction", "int64", per_image),
-    ]
-    started = time.monotonic()
-    writer = store.RowWriter(
-        path, columns, rows=len(rows), origin=origin, kind=FORMAT, rows_per_shard=max(128, section.batch_size)
-    )
-    missing = writer.missing()
-    with runtime.progress(sum(b.stop - b.start for b in missing), f"lerf {path.stem}") as bar:
-        for block in missing:
-            indices = rows[block.start : block.stop]
-            chosen = np.array([where[int(index)] for index in indices])
-            scores = removal.degraded_scores(
-                plan.loaded.module,
-                split.pixels(indices).to(run.device),
-                removal.rank_tensor(maps.ranks(chosen), run.device),
-                maps.targets[chosen],
-                normalize=plan.loaded.normalization,
-                fractions=fractions,
-                fill=fill,
-                firsts=FIRSTS,
-                rows_per_forward=section.rows_per_forward,
-                indices=indices,
-            )
-            values = {name: getattr(scores, name) for name in ("probability", "logit", "logit_margin", "prediction")}
-            # A map that is no map has no score; summaries leave it out and count it.
-            for name in ("probability", "logit", "logit_margin"):
-                values[name][maps.invalid[chosen]] = np.nan
-            known = {"index": indices, "label": maps.labels[chosen], "target": maps.targets[chosen]}
-            writer.write(block, known | values)
-            bar.update(len(indices))
-    writer.finish()
-    runtime.record_time(path.parent, f"lerf/{path.stem}", len(rows), started)
-    return origin
-
-
-def _fractions(section: config.PixelPerturbationAnalysis) -> tuple[float, ...]:
-    return tuple(sorted({0.0} | {percentile / 100 for percentile in section.percentiles}))
-
-
-def _write_results(
-    section: config.PixelPerturbationAnalysis, folder: Path, seed: int, origins: dict[str, dict[str, Any]]
-) -> None:
-    """One line for each method, score, order and fraction; areas have an empty fraction."""
-    kept = artefacts.read_json(folder / "results.json")
-    if kept == {"origin": origins} and (folder / "results.csv").is_file():
-        return
-    lines: list[list[Any]] = []
-    fill = section.fill if isinstance(section.fill, str) else section.fill.name
-    for method in section.methods():
-        reader = store.RowReader(folder / f"{method.name}.h5")
-        for score, first, fraction, values in _scores(reader.read("probability"), _fractions(section)):
-            summary = statistics.summarize(values, seed=seed)
-            lines.append([method.name, method.control, score, first, fill, fraction, *summary])
-    artefacts.write_csv(folder / "results.csv", COLUMNS, lines)
-    artefacts.write_json(folder / "results.json", {"origin": origins})
-
-
-def _scores(
-    probability: NDArray[np.float64], fractions: tuple[float, ...]
-) -> Iterator[tuple[str, str, float | str, NDArray[np.float64]]]:
-    """Every score of a method: (score, first, fraction or "", one value for each image)."""
-    intact = probability[:, 0, 0]
-    for order, first in enumerate(FIRSTS):
-        curve = probability[:, order]
-        for step, fraction in enumerate(fractions):
-            yield "probability", first, fraction, curve[:, step]
-            yield "deviation", first, fraction, perturbation.deviation(intact, curve[:, step])
-        yield "aopc", first, "", perturbation.aopc(curve)
-        yield "area", first, "", perturbation.area(curve, np.array(fractions))
-    yield "abpc", "", "", perturbation.abpc(probability[:, 0], probability[:, 1])
+    found = test(run.config)
+    evaluate(run, found.settings, found)

@@ -98,10 +98,10 @@ def _identity(path: Path) -> Iterator[bytes]:
 
 def _material(settings: config.Config, results: Results) -> Material:
     retraining, retrain_progress = results.retraining()
-    curves, curve_progress = results.curves()
+    curves = results.curves()
     training, train_progress = results.training()
     pictures, remarks = results.pictures(settings.report.gallery_images)
-    parts = (train_progress, results.extraction_progress(), retrain_progress, curve_progress)
+    parts = (train_progress, results.extraction_progress(), retrain_progress, *results.test_progress())
     progress = [part for part in parts if part is not None]
     test_accuracy = None if training is None else training.test_accuracy
     return Material(
@@ -110,6 +110,7 @@ def _material(settings: config.Config, results: Results) -> Material:
         methods=results.methods,
         retraining=retraining,
         curves=curves,
+        tests=results.tests(),
         health=results.health(),
         pictures=pictures,
         training=training,
@@ -142,8 +143,8 @@ def _facts(
         height, width = results.run.dataset.size
         data.append(f"{width} × {height} pixels")
     yield "Images", ", ".join(data)
-    sections = (settings.train_cls, settings.extract_cams, settings.pixel_perturbation_analysis)
-    arch = next((section.model.arch for section in sections if section), "")
+    models = (getattr(section, "model", None) for _, section in settings)
+    arch = next((model.arch for model in models if model is not None), "")
     accuracy = "" if test_accuracy is None else f", test accuracy {percent(test_accuracy)}"
     yield "Classifier", f"{arch.rpartition('.')[2]}{accuracy}"
     controls = sum(method.control for method in results.methods)

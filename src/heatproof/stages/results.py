@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from heatproof import artefacts, config, removal, store
 from heatproof.errors import HeatproofError
-from heatproof.report import Cost, Curves, MapHealth, Method, Picture, Progress, Retraining, Training
+from heatproof.report import Cost, Curves, MapHealth, Method, Picture, Progress, Retraining, TestResult, Training
 from heatproof.report.pictures import choice, confidence
+from heatproof.stages import registry
+from heatproof.stages.evaluate import MapTest
 from heatproof.stages.run import Run, model_origin, training_origin
 from heatproof.training import classifier
 
@@ -28,10 +30,10 @@ logger = logging.getLogger(__name__)
 TIES_SAMPLE = 1000
 """Maps in which ties are counted: sorting is slow."""
 SPLITS = ("train", "validation", "test")
-EXTRACT, RETRAIN, LERF = "extract-attribution-maps", "evaluate-attribution-maps-roar", "lerf"
+EXTRACT, RETRAIN = "extract-attribution-maps", "evaluate-attribution-maps-roar"
 
 
-Extracting = config.ExtractCams | config.PixelPerturbationAnalysis
+Extracting = config.ExtractCams | config.MapTest
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Results:
     """The results of one configuration."""
 
     run: Run
+    _score_files: dict[str, "ScoreFiles"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def settings(self) -> config.Config:
@@ -48,8 +51,8 @@ class Results:
     @functools.cached_property
     def methods(self) -> tuple[Method, ...]:
         """The methods of all sections, in their order, the controls last."""
-        sections = (self.settings.extract_cams, self.settings.retrain_cls, self.settings.pixel_perturbation_analysis)
-        found = {method.name: method for section in sections if section for method in section.methods()}
+        sections = [section for _, section in self.settings if isinstance(section, config.Methods)]
+        found = {method.name: method for section in sections for method in section.methods()}
         listed = [
             Method(m.name, m.control, m.method, m.kwargs | {"channel_reduction": m.channel_reduction})
             for m in found.values()
@@ -133,7 +136,6 @@ class Results:
     def health(self) -> list[MapHealth]:
         """Counts, ties and times of the maps of test images."""
         seconds = _seconds_by_method(self.settings.outdir / "extract_cams" / "timing.csv")
-        seconds |= _seconds_by_method(self.settings.outdir / "pixel_perturbation_analysis" / "timing.csv", but=seconds)
         return [
             _health(method.name, self.maps.readers[method.name], self._cuts(), seconds.get(method.name))
             for method in self.methods
@@ -250,70 +252,93 @@ class Results:
 
     # --- curves
 
-    def curves(self) -> tuple[Curves | None, Progress | None]:
-        """Curves without retraining of the methods whose files are complete, and how many there are."""
+    def curves(self) -> Curves | None:
+        """Curves without retraining of the methods whose files are complete."""
         section = self.settings.pixel_perturbation_analysis
-        if section is None:
-            return None, None
-        fractions = sorted({0.0} | {percentile / 100 for percentile in section.percentiles})
-        wanted = {
-            "fractions": fractions,
-            "fill": _origin_of(section.fill),
-            "seed": self.settings.seed,
-            "code": removal.scores.RESULTS_VERSION,
-        } | ({"data": self.fingerprints["test"]} if self.fingerprints else {})
-        names = [method.name for method in section.methods()]
+        test = None if section is None else registry.map_test(self.settings, "lerf")
+        found = {} if test is None else self._scored(test).readers
+        if section is None or not found:
+            return None
+        first = next(iter(found.values()))
+        return Curves(
+            np.array(sorted({0.0} | {percentile / 100 for percentile in section.percentiles})),
+            first.read("target"),
+            {name: reader.read("probability") for name, reader in found.items()},
+            {name: reader.read("predicted") for name, reader in found.items()},
+            self.class_names,
+            _fill(section.fill),
+        )
+
+    # --- tests of stored maps
+
+    def tests(self) -> list[TestResult]:
+        """What the tests of stored maps left, for those that the configuration has."""
+        results = []
+        for command, stage in registry.STAGES.items():
+            if stage.is_map_test and getattr(self.settings, stage.section or "") is not None:
+                test = registry.map_test(self.settings, command)
+                files = self._scored(test)
+                values = {name: tuple(test.read(reader.read)) for name, reader in files.readers.items()}
+                index = next((reader.read("index") for reader in files.readers.values()), np.zeros(0, np.int64))
+                results.append(TestResult(test.section, command, stage.summary, tuple(test.scores), values, index))
+        return results
+
+    def test_progress(self) -> list[Progress]:
+        """How many files of scores there are, for each test of stored maps."""
+        progress = []
+        for command, stage in registry.STAGES.items():
+            section = getattr(self.settings, stage.section or "", None)
+            if stage.is_map_test and isinstance(section, config.MapTest):
+                files = self._scored(registry.map_test(self.settings, command))
+                done, wanted = len(files.readers), len(section.methods())
+                progress.append(Progress(command, _command(command), done, wanted, "methods", files.remarks))
+        return progress
+
+    def _scored(self, test: MapTest) -> "ScoreFiles":
+        """The files of scores of a test that can be used, and remarks about the others."""
+        if test.section not in self._score_files:
+            self._score_files[test.section] = self._read_scored(test)
+        return self._score_files[test.section]
+
+    def _read_scored(self, test: MapTest) -> "ScoreFiles":
+        section = config.section(self.settings, test.section, config.MapTest)
+        wanted = {"seed": self.settings.seed, **test.origin()}
+        if self.fingerprints:
+            wanted["data"] = self.fingerprints["test"]
         found: dict[str, store.RowReader] = {}
         remarks = []
-        for name in names:
-            path = self.settings.outdir / "pixel_perturbation_analysis" / f"{name}.h5"
+        for method in section.methods():
+            name, path = method.name, self.settings.outdir / test.section / f"{method.name}.h5"
             state = store.read_state(path)
             if state is None or not (state.complete or state.damage):
                 continue
             reason = state.damage or _differs(state.origin or {}, wanted) or self._made_from_others(name, state)
             if reason:
                 remarks.append(
-                    f"The curves of {name} were made with other settings or are damaged ({reason}); left out."
+                    f"{test.section}: the scores of {name} were made with other settings or are damaged ({reason}); "
+                    "left out."
                 )
             else:
                 found[name] = store.RowReader(path)
         for name in _odd({name: [r.origin.get("model"), r.origin.get("rows")] for name, r in found.items()}):
-            remarks.append(f"The curves of {name} are of another classifier or other images than the rest; left out.")
+            remarks.append(
+                f"{test.section}: the scores of {name} are of another classifier or other images than the rest; left out."
+            )
             del found[name]
-        progress = Progress("LeRF and MoRF", _command(LERF), len(found), len(names), "methods", tuple(remarks))
-        if not found:
-            return None, progress
-        first = next(iter(found.values()))
-        probability = {name: self._valid(name, reader) for name, reader in found.items()}
-        predicted = {name: reader.read("prediction") for name, reader in found.items()}
-        return Curves(
-            np.array(fractions),
-            first.read("target"),
-            probability,
-            predicted,
-            self.class_names,
-            _fill(section.fill),
-        ), progress
+        return ScoreFiles(found, tuple(remarks))
 
     def _made_from_others(self, name: str, state: store.State) -> str:
         if name not in self._contents or (state.origin or {}).get("maps") == self._contents[name]:
             return ""
         return "its maps have been made anew since"
 
-    def _valid(self, name: str, reader: store.RowReader) -> NDArray[np.float64]:
-        """Probabilities (N, 2, S), NaN for images whose map is invalid: such an order is nobody's."""
-        probability = reader.read("probability").astype(np.float64)
-        if name in self.maps.readers:
-            maps = self.maps.readers[name]
-            probability[np.isin(reader.read("index"), maps.index[maps.invalid])] = np.nan
-        return probability
-
     # --- around
 
     def costs(self) -> list[Cost]:
         """Times that the stages kept."""
-        names = ("train_cls", "extract_cams", "retrain_cls", "pixel_perturbation_analysis")
-        return [cost for name in names if (cost := _cost(name, self.settings.outdir / name / "timing.csv"))]
+        return [
+            cost for name in registry.sections() if (cost := _cost(name, self.settings.outdir / name / "timing.csv"))
+        ]
 
     def provenance(self) -> list[tuple[str, str]]:
         """Hashes of what the numbers were computed from."""
@@ -332,10 +357,12 @@ class Results:
         paths += [outdir / "extract_cams" / m.name / f"{split}.h5" for m in extraction for split in SPLITS]
         for cell in self._cells(section) if section else ():
             paths += [cell.path, cell.path.with_suffix(".error")]
-        lerf = self.settings.pixel_perturbation_analysis
-        paths += [outdir / "pixel_perturbation_analysis" / f"{m.name}.h5" for m in (lerf.methods() if lerf else ())]
-        stages = ("extract_cams", "retrain_cls", "pixel_perturbation_analysis")
-        return list(dict.fromkeys([*paths, *(outdir / name / "timing.csv" for name in stages)]))
+        for name, test in self._map_tests():
+            paths += [outdir / name / f"{method.name}.h5" for method in test.methods()]
+        return list(dict.fromkeys([*paths, *(outdir / name / "timing.csv" for name in registry.sections())]))
+
+    def _map_tests(self) -> list[tuple[str, config.MapTest]]:
+        return [(name, section) for name, section in self.settings if isinstance(section, config.MapTest)]
 
     def _map_files(self) -> Iterator[tuple[Extracting, config.AttributionMethod, Path]]:
         """Where the maps of test images may be, and the section that says how they are made; the better place first."""
@@ -343,9 +370,12 @@ class Results:
         if extraction := self.settings.extract_cams:
             for method in extraction.methods():
                 yield extraction, method, outdir / "extract_cams" / method.name / "test.h5"
-        if lerf := self.settings.pixel_perturbation_analysis:
-            for method in lerf.methods():
-                yield lerf, method, outdir / "pixel_perturbation_analysis" / "maps" / f"{method.name}.h5"
+        for _, test in self._map_tests():
+            for method in test.methods():
+                whole = outdir / "extract_cams" / method.name / "test.h5"
+                yield test, method, whole
+                if test.test_samples:
+                    yield test, method, whole.with_name(f"test-{test.test_samples}.h5")
 
     def _origin_of_maps(self, section: Extracting, method: config.AttributionMethod) -> dict[str, Any]:
         """What an attribution file's origin has to say, as far as that is known without loading the classifier."""
@@ -396,6 +426,14 @@ class MapFiles:
     """Open files of maps, by method, and what was left out."""
 
     readers: Mapping[str, store.MapReader]
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScoreFiles:
+    """Open files of one test's scores, by method, and what was left out."""
+
+    readers: Mapping[str, store.RowReader]
     remarks: tuple[str, ...] = ()
 
 

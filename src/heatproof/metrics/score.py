@@ -1,0 +1,84 @@
+"""What a score is: its name, its direction, and its values for the images of one method."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Direction = Literal["higher", "lower", "neither"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A quantity that a test measures.
+
+    Args:
+        name: in snake_case, unique within its test.
+        better: which direction speaks for a method; "neither" where none does.
+        meaning: one sentence for the reader of a table: what it is, its unit and range.
+        headline: whether it stands for its test in the summary of methods x tests.
+        oracle_best: whether a map of the true object must be ahead of a random one, and that of its inverse; False where
+            the score does not ask about the object.
+    """
+
+    name: str
+    better: Direction
+    meaning: str
+    headline: bool = False
+    oracle_best: bool = True
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One score of every image, for one method.
+
+    Args:
+        name: of a `Score`.
+        values: (N,) float64, NaN where undefined.
+        setting: which of several, such as "removed=0.3"; empty where there is one only.
+        useless: (N,) what a map that knows nothing would score, where that can be said.
+    """
+
+    name: str
+    values: NDArray[np.float64]
+    setting: str = ""
+    useless: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A score of all images together that is no mean over them, such as a precision of pooled pixels.
+
+    Args:
+        name: of a `Score`.
+        sums: (N, ...) what each image adds.
+        statistic: sums (B, ...) over the images of B resamples -> (B,) scores.
+        setting: which of several.
+    """
+
+    name: str
+    sums: NDArray[np.float64]
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    setting: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One curve for each image, for one method.
+
+    Args:
+        name: what is drawn.
+        x: (S,) growing.
+        values: (N, S), NaN where undefined.
+        x_label, y_label: of the axes.
+        better: direction of the area below it.
+    """
+
+    name: str
+    x: NDArray[np.float64]
+    values: NDArray[np.float64]
+    x_label: str
+    y_label: str
+    better: Direction

@@ -1,0 +1,62 @@
+"""All stages: what they are called, where they are, and which section of a configuration they need.
+
+Names and paths only: listing the stages imports none of them.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heatproof import config
+    from heatproof.stages.evaluate import MapTest
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline.
+
+    Args:
+        module: dotted path; it has `run(run)`.
+        summary: what it does, in a few words.
+        section: of the configuration, and folder of the run.
+        is_map_test: whether it scores stored maps image by image; its module then has `test(settings)`.
+    """
+
+    module: str
+    summary: str
+    section: str
+    is_map_test: bool = False
+
+    def load(self) -> Any:
+        """The module."""
+        return import_module(self.module)
+
+
+STAGES = {
+    "train-cls": Stage("heatproof.stages.train_cls", "train the classifier that is explained", "train_cls"),
+    "extract-attribution-maps": Stage(
+        "heatproof.stages.extract", "compute each attribution method's maps, once", "extract_cams"
+    ),
+    "evaluate-attribution-maps-roar": Stage(
+        "heatproof.stages.retrain", "ROAR and KAR: remove pixels, retrain, measure", "retrain_cls"
+    ),
+    "lerf": Stage(
+        "heatproof.stages.perturb",
+        "LeRF and MoRF: remove pixels, measure without retraining",
+        "pixel_perturbation_analysis",
+        is_map_test=True,
+    ),
+    "report": Stage("heatproof.stages.report", "one self-contained page of all results", "report"),
+}
+
+
+def sections() -> list[str]:
+    """Sections of the configuration that belong to a stage, in the order of the pipeline."""
+    return [stage.section for stage in STAGES.values()]
+
+
+def map_test(settings: "config.Config", name: str) -> "MapTest":
+    """The test of a stage, as the configuration asks for it."""
+    test: MapTest = STAGES[name].load().test(settings)
+    return test
