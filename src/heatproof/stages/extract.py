@@ -206,7 +206,7 @@ class Extraction:
             self.loaded.module,
             {
                 "seed": self.run.config.seed,
-                "regions": _regions(split),
+                "regions": regions_of(split),
                 "normalization": self.loaded.normalization,
             },
         )
@@ -366,5 +366,6 @@ def _code(method: Explainer) -> Any:
     return method.code_version()
 
 
-def _regions(split: Split) -> Any:
+def regions_of(split: Split) -> Any:
+    """The split's function of known regions; None where the data set knows none."""
     return None if split.regions(np.zeros(1, dtype=np.int64)) is None else split.regions

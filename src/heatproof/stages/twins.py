@@ -1,0 +1,116 @@
+"""Twins: maps that are derived from a method's stored maps, without calling the method or the classifier.
+
+What a twin scores is owed to something simpler than the method: `blurred` and `max3` cannot know more than their source,
+`average` has not seen the image, `inverse` must lose. They are attribution files like any other, so every test takes them.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from heatproof import store
+from heatproof.errors import MapError
+from heatproof.methods.explainer import Explainer
+
+PREFIX = "twin:"  # in the place of a dotted path
+RESULTS_VERSION = 1
+SIGMA = 1.0  # pixels, as in SIA's study of blurred maps
+
+
+@dataclass(frozen=True)
+class Twin:
+    """One kind of twin of the maps in a file; its maps come row by row, so that no file has to fit into memory.
+
+    - `blurred`: Gaussian of sigma 1 pixel, the edge repeated; `max3`: the largest value of 3 x 3 pixels. Both often raise
+      ROAR and ROAD scores though they add no information (SIA, arXiv:2304.13836).
+    - `inverse`: the negative, with the source's order exactly reversed (tied pixels too).
+    - `average`: the mean of all other images' maps in the file: where objects are, without the image. A file of a sample
+      gives the mean over the sample. Invalid maps do not count.
+
+    Args:
+        kind: which.
+        source: the complete file.
+
+    Raises:
+        MapError: `average` of fewer than two valid maps.
+    """
+
+    kind: str
+    source: store.MapReader
+
+    def maps(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The twins (B, H, W) of the maps in these rows (B,) of the source; NaN where the source's is invalid."""
+        maps = self.source.maps(rows)
+        valid = ~self.source.invalid[rows]
+        derived = np.full(maps.shape, np.nan, dtype=np.float32)
+        derived[valid] = self._derived(maps[valid].astype(np.float64))
+        return derived
+
+    def ranks(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Ranks (B, H, W) where the source's say them; None where they are those of the maps. 0 in invalid rows."""
+        if self.kind != "inverse":
+            return None
+        ranks = self.source.ranks(rows).astype(np.int64)
+        return np.where(self.source.invalid[rows][:, None, None], 0, ranks[0].size - 1 - ranks)
+
+    def _derived(self, maps: NDArray[np.float64]) -> NDArray[np.float64]:
+        found: NDArray[np.float64]
+        if self.kind == "inverse":
+            found = -maps
+        elif self.kind == "average":
+            total, count = self._total
+            found = (total - maps) / (count - 1)
+        elif self.kind == "blurred":
+            found = ndimage.gaussian_filter(maps, (0, SIGMA, SIGMA), mode="nearest")
+        else:
+            found = ndimage.maximum_filter(maps, (1, 3, 3), mode="nearest")
+        return found
+
+    @functools.cached_property
+    def _total(self) -> tuple[NDArray[np.float64], int]:
+        """The sum (H, W) of all valid maps, and their number; read in blocks that depend on the size of maps only."""
+        total, count = np.zeros(self.source.size), 0
+        for rows in self.source.row_blocks():
+            valid = rows[~self.source.invalid[rows]]
+            total += self.source.maps(valid).astype(np.float64).sum(axis=0)
+            count += len(valid)
+        if count < 2:
+            raise MapError(f"{self.source.path}: {count} valid maps; the average of all others needs two")
+        return total, count
+
+
+def is_twin(path: str) -> bool:
+    """Whether a configuration's entry names a twin in the place of a dotted path."""
+    return path.startswith(PREFIX)
+
+
+def source_of(twin: Explainer) -> Explainer:
+    """The method whose maps a twin is derived from."""
+    of = twin.options["of"]
+    return Explainer(of["name"], of["method"], of["kwargs"], twin.channel_reduction, twin.on_invalid)
+
+
+def content_of(path: Path) -> str | None:
+    """What is in a source's file, for the origin of its twins; None where it is not there or not complete."""
+    state = store.read_state(path, store.FORMAT)
+    return store.MapReader(path).content_id() if state is not None and state.complete and not state.damage else None
+
+
+def rows_of(source: store.MapReader, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows of a file that hold the maps of some images of its split.
+
+    Raises:
+        MapError: an image has no map there.
+    """
+    order = np.argsort(source.index, kind="stable")
+    places = np.searchsorted(source.index, indices, sorter=order)
+    rows = order[np.minimum(places, len(order) - 1)]
+    missing = source.index[rows] != indices
+    if missing.any():
+        raise MapError(f"{source.path}: holds no map of image {indices[missing][0]}; run extract-attribution-maps")
+    found: NDArray[np.int64] = rows
+    return found
