@@ -331,9 +331,9 @@ def _complete_tests(content: dict[str, Any]) -> None:
     if not isinstance(extraction, dict):
         return
     for name, kind in map_tests().items():
-        if name in content and isinstance(content[name] or {}, dict):
+        if isinstance(content.get(name), dict):
             shared = {key: extraction[key] for key in extraction if key in kind.model_fields and key != "batch_size"}
-            content[name] = shared | (content[name] or {})
+            content[name] = shared | content[name]
 
 
 class _Loader(yaml.SafeLoader):
