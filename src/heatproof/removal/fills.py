@@ -149,6 +149,50 @@ class Blur:
 
 
 @dataclass(frozen=True)
+class RiseBlur:
+    """The image, blurred as by RISE: the exact start image of its insertion curves.
+
+    A small kernel, nearly flat since its tails are folded back into it, slides over the image; beyond the border lies
+    the normalisation's mean (RISE blurs the normalised image and pads it with zeros, which comes to the same).
+
+    Args:
+        normalization_mean: the mean that the model's normalisation subtracts, one value for each channel.
+        size: side of the kernel in pixels, odd; RISE's 11 was made for images of 224.
+        sigma: standard deviation of the Gaussian in pixels, before its tails are folded back.
+
+    Reference:
+        Petsiuk, Das, Saenko: "RISE", arXiv:1806.07421: the authors' `gkern(11, 5)`.
+
+    >>> pixels = torch.zeros(1, 1, 11, 11)
+    >>> pixels[0, 0, 5, 5] = 1.0
+    >>> blurred = RiseBlur((0.0,)).replacement(pixels)
+    >>> round(blurred.sum().item(), 6), round(blurred.min().item(), 4), round(blurred.max().item(), 4)
+    (1.0, 0.0077, 0.0088)
+    """
+
+    normalization_mean: tuple[float, ...]
+    size: int = 11
+    sigma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.size % 2 == 0:
+            raise InputError(f"size: {self.size} must be an odd number of pixels")
+        if not self.sigma > 0:
+            raise InputError(f"sigma: {self.sigma} must be above 0, in pixels")
+
+    def replacement(self, pixels: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """The blurred images, (N, C, H, W)."""
+        pixels = as_float(pixels)
+        mean = colour_like(self.normalization_mean, pixels)
+        height, width = pixels.shape[2:]
+        rows = torch.from_numpy(_rise_matrix(height, self.size, self.sigma)).to(pixels)
+        columns = torch.from_numpy(_rise_matrix(width, self.size, self.sigma)).to(pixels)
+        return rows @ (pixels - mean) @ columns.T + mean
+
+    __call__ = _replace
+
+
+@dataclass(frozen=True)
 class Noise:
     """Uniform noise in [0, 1), drawn once for each image: at every fraction a pixel gets the same noise.
 
@@ -214,6 +258,7 @@ FILLS: dict[str, Callable[..., Fill]] = {
     "black": Black,
     "image_mean": ImageMean,
     "blur": Blur,
+    "rise_blur": RiseBlur,
     "noise": Noise,
     "noisy_linear": NoisyLinear,
 }
@@ -301,4 +346,16 @@ def _plain(colour: ArrayLike | None) -> tuple[float, ...] | None:
 def _gaussian_matrix(size: int, sigma: float) -> NDArray[np.float64]:
     """(size, size); times a column of samples, it is the blurred column."""
     matrix: NDArray[np.float64] = ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0, mode="reflect")
+    return matrix
+
+
+@functools.lru_cache(maxsize=16)
+def _rise_matrix(image: int, size: int, sigma: float) -> NDArray[np.float64]:
+    """(image, image); times a column of samples, it is the column blurred by RISE's kernel, zeros beyond the ends.
+
+    The kernel is what a unit impulse becomes in the middle of an array no larger than the kernel; in two dimensions it
+    is the product of this one with itself.
+    """
+    kernel = _gaussian_matrix(size, sigma)[:, size // 2]
+    matrix: NDArray[np.float64] = ndimage.correlate1d(np.eye(image), kernel, axis=0, mode="constant")
     return matrix
