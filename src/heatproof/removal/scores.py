@@ -81,17 +81,9 @@ def degraded_scores(
     """
     images, _, height, width = checks.shapes("N C H W", pixels=pixels).values()
     checks.shapes(f"{images} {height} {width}", ranks=ranks)
-    checks.shapes(f"{images}", targets=targets)
-    if rows_per_forward < 1:
-        raise InputError(f"rows_per_forward: {rows_per_forward} must be at least 1")
-    if getattr(model, "training", False):
-        raise InputError("model: is in training mode, where images influence each other; call model.eval() first")
     ends, steps = _checked_ends(firsts), _checked_fractions(fractions)
+    classes, span, positions = _checked_rows(model, pixels, targets, rows_per_forward, indices)
     kept = _kept_ranks(ends, steps, height * width).to(pixels.device)
-    classes = torch.as_tensor(targets, dtype=torch.int64).to(pixels.device)
-    span = (int(classes.min()), int(classes.max())) if images else (0, 0)
-    positions = np.zeros(images, dtype=np.int64) if indices is None else np.asarray(indices, dtype=np.int64)
-    checks.shapes(f"{images}", indices=positions)
     scores = [torch.empty(4, 0, len(kept), device=pixels.device)]
     with torch.no_grad():
         for block in _blocks(images, max(1, rows_per_forward // len(kept))):
@@ -103,6 +95,96 @@ def degraded_scores(
             ]
             scores.append(torch.cat(rows, dim=2))
     return _assembled(torch.cat(scores, dim=1).cpu().numpy(), ends, steps)
+
+
+@dataclass(frozen=True)
+class SubsetScores:
+    """The model's output for the target of each image, untouched and without each of R subsets of its pixels.
+
+    Attributes:
+        logit: (N, 1 + R) float64; the first is the untouched image.
+        probability: the same shape; softmax over the classes, in [0, 1].
+        logit_margin: the same shape; logit of the target minus the best other logit.
+        prediction: the same shape, int64; the class of the highest logit.
+    """
+
+    logit: NDArray[np.float64]
+    probability: NDArray[np.float64]
+    logit_margin: NDArray[np.float64]
+    prediction: NDArray[np.int64]
+
+
+def subset_scores(
+    model: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    subsets: Tensor,
+    targets: Tensor | NDArray[np.int64],
+    *,
+    normalize: Callable[[Tensor], Tensor],
+    fill: Fill,
+    rows_per_forward: int = 64,
+    indices: ArrayLike | None = None,
+) -> SubsetScores:
+    """Scores each image untouched and without each of its subsets; each removal starts from the untouched image.
+
+    What follows an order of pixels from one of its ends is `degraded_scores`, which needs no masks.
+
+    Args:
+        model: classifier in eval mode on the device of `pixels`, images (B, C, H, W) -> logits (B, K).
+        pixels: (N, C, H, W), float in [0, 1] or uint8 in [0, 255].
+        subsets: (N, R, H, W), all channels of a pixel go, or (N, R, C, H, W); True where removed.
+        targets: (N,) the class whose scores are wanted.
+        normalize: pixels -> images, pixel by pixel: filling before or after it must be the same.
+        fill: what replaces removed pixels.
+        rows_per_forward: bounds the memory; no score depends on it beyond the model's own rounding.
+        indices: (N,) index of each image in its split, for fills that draw.
+
+    Raises:
+        InputError: a wrong shape or value, a model in training mode, or one that does not return (B, K) logits.
+    """
+    images, channels, height, width = checks.shapes("N C H W", pixels=pixels).values()
+    if subsets.dtype != torch.bool or tuple(subsets.shape[2:]) not in ((height, width), (channels, height, width)):
+        raise InputError(
+            f"subsets: {subsets.dtype} of shape {tuple(subsets.shape)}; expected bool, (N, R, H, W) or (N, R, C, H, W), "
+            f"for pixels {tuple(pixels.shape)}"
+        )
+    checks.shapes(f"{images} R " + " ".join(map(str, subsets.shape[2:])), subsets=subsets)
+    classes, span, positions = _checked_rows(model, pixels, targets, rows_per_forward, indices)
+    scores = [torch.empty(4, 0, 1 + subsets.shape[1], device=pixels.device)]
+    with torch.no_grad():
+        for block in _blocks(images, max(1, rows_per_forward // (1 + subsets.shape[1]))):
+            degrade = _degrader(as_float(pixels[block]), normalize, fill, positions[block])
+            given = subsets[block].to(pixels.device)
+            nothing = given.new_zeros((len(given), 1, *given.shape[2:]))
+            removed = torch.cat((nothing, given), dim=1)
+            rows = [
+                _target_scores(model(degrade(part)), classes[block], part.shape[1], span)
+                for part in removed.split(rows_per_forward, dim=1)
+            ]
+            scores.append(torch.cat(rows, dim=2))
+    logit, probability, margin, prediction = torch.cat(scores, dim=1).cpu().numpy().astype(np.float64)
+    return SubsetScores(logit, probability, margin, prediction.astype(np.int64))
+
+
+def _checked_rows(
+    model: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    targets: Tensor | NDArray[np.int64],
+    rows_per_forward: int,
+    indices: ArrayLike | None,
+) -> tuple[Tensor, tuple[int, int], NDArray[np.int64]]:
+    """Targets on the device, the lowest and highest of them, and the indices."""
+    images = len(pixels)
+    checks.shapes(f"{images}", targets=targets)
+    if rows_per_forward < 1:
+        raise InputError(f"rows_per_forward: {rows_per_forward} must be at least 1")
+    if getattr(model, "training", False):
+        raise InputError("model: is in training mode, where images influence each other; call model.eval() first")
+    classes = torch.as_tensor(targets, dtype=torch.int64).to(pixels.device)
+    span = (int(classes.min()), int(classes.max())) if images else (0, 0)
+    positions = np.zeros(images, dtype=np.int64) if indices is None else np.asarray(indices, dtype=np.int64)
+    checks.shapes(f"{images}", indices=positions)
+    return classes, span, positions
 
 
 def _checked_ends(firsts: Sequence[First]) -> tuple[First, ...]:
@@ -145,11 +227,16 @@ def _removed(ranks: Tensor, kept: Tensor) -> Tensor:
 def _degrader(
     pixels: Tensor, normalize: Callable[[Tensor], Tensor], fill: Fill, indices: NDArray[np.int64]
 ) -> Callable[[Tensor], Tensor]:
-    """A function from removed (images, rows, H, W) to normalised, filled images (images * rows, C, H, W)."""
+    """From removed (images, rows, H, W), or (images, rows, C, H, W), to filled, normalised (images * rows, C, H, W)."""
     if isinstance(fill, Replacing):
         images = normalize(pixels)[:, None]
         replacement = normalize(fill.replacement(pixels, indices))[:, None]
-        return lambda removed: torch.where(removed[:, :, None], replacement, images).flatten(0, 1)
+
+        def select(removed: Tensor) -> Tensor:
+            by_channel = removed if removed.ndim == 5 else removed[:, :, None]
+            return torch.where(by_channel, replacement, images).flatten(0, 1)
+
+        return select
 
     def fill_each(removed: Tensor) -> Tensor:
         rows = removed.shape[1]
