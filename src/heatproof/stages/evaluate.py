@@ -277,7 +277,7 @@ def _write_results(
     origins: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """One line for each method, score and setting, with its difference to the random control."""
-    origin = {"origins": origins, "lines": LINE}
+    origin = {"origins": origins, "columns": list(LINE)}
     if artefacts.read_json(folder / "results.json") == {"origin": origin} and (folder / "results.csv").is_file():
         return
     controls = {method.name: method.control for method in section.methods()}
