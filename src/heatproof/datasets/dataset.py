@@ -147,7 +147,7 @@ class Split:
         regions = self.samples.regions(rows)
         if regions is None:
             return None
-        filled = regions.any(axis=(1, 2))
+        filled: NDArray[np.bool_] = np.any(regions, axis=(1, 2))
         return [box[None] if there else box[None][:0] for box, there in zip(tight_boxes(regions), filled, strict=True)]
 
     def ignored(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.bool_] | None:

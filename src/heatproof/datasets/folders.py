@@ -3,17 +3,17 @@
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from heatproof.datasets import pictures
-from heatproof.datasets.dataset import Indices, Part
+from heatproof.datasets import pictures, voc
+from heatproof.datasets.dataset import Boxes, Indices, Part
 from heatproof.datasets.pictures import Framing
 from heatproof.errors import DataError
 
@@ -27,7 +27,9 @@ class FolderSamples:
 
     @functools.cached_property
     def size(self) -> tuple[int, int]:
-        """Height and width of the first picture, which all others must have."""
+        """Height and width: of the frame, or of the first picture, which all others must have."""
+        if self.framing.size is not None:
+            return self.framing.size
         _, height, width = self._read(0).shape
         return height, width
 
@@ -36,24 +38,33 @@ class FolderSamples:
         rows = indices.tolist()
         if not rows:
             return torch.empty((0, 3, *self.size), dtype=torch.uint8)
-        # Decoding releases Python's lock; a process that was given one torch thread decodes with one.
-        workers = min(torch.get_num_threads(), len(rows))
-        if workers == 1:
-            return torch.stack([self._checked(row) for row in rows])
-        with ThreadPoolExecutor(workers) as pool:
-            return torch.stack(list(pool.map(self._checked, rows)))
+        return torch.stack(pictures.each(self._checked, rows))
 
-    def regions(self, indices: Indices) -> None:
+    def regions(self, indices: Indices) -> NDArray[np.bool_] | None:
         """Unknown."""
-        return
+        return None
 
-    def boxes(self, indices: Indices) -> None:
+    def boxes(self, indices: Indices) -> list[Boxes] | None:
         """Unknown."""
-        return
+        return None
 
-    def ignored(self, indices: Indices) -> None:
+    def ignored(self, indices: Indices) -> NDArray[np.bool_] | None:
         """None."""
-        return
+        return None
+
+    def masks(self, read_one: Callable[[int], NDArray[np.bool_]], indices: Indices) -> NDArray[np.bool_]:
+        """The masks (B, H, W) of what is known about each picture: how subclasses read regions and ignored pixels."""
+        rows = indices.tolist()
+        masks = np.zeros((len(rows), *self.size), dtype=np.bool_)
+        for place, (row, mask) in enumerate(zip(rows, pictures.each(read_one, rows), strict=True)):
+            if mask.shape != self.size:
+                raise DataError(self._of_another_size(row, *mask.shape))
+            masks[place] = mask
+        return masks
+
+    def source_size(self, row: int) -> tuple[int, int]:
+        """Width and height of a picture as it lies in its file."""
+        return pictures.read_size(self.root / self.files[row], row)
 
     def _read(self, row: int) -> Tensor:
         return pictures.read(self.root / self.files[row], row, self.framing)
@@ -62,11 +73,14 @@ class FolderSamples:
         picture = self._read(row)
         height, width = picture.shape[1:]
         if (height, width) != self.size:
-            raise DataError(
-                f"{self.root / self.files[row]}: image {row} is {width} x {height} pixels, the first one {self.size[1]} x "
-                f"{self.size[0]}; set the options resize and crop, so that all get one size"
-            )
+            raise DataError(self._of_another_size(row, height, width))
         return picture
+
+    def _of_another_size(self, row: int, height: int, width: int) -> str:
+        return (
+            f"{self.root / self.files[row]}: image {row} is {width} x {height} pixels, the first one {self.size[1]} x "
+            f"{self.size[0]}; set the options resize and crop, so that all get one size"
+        )
 
 
 class FolderSource:
@@ -81,6 +95,7 @@ class FolderSource:
         class_folders: name of each class's folder, in the order of the labels.
         class_names: the same as users read them.
         framing: size of the pictures.
+        boxes: folder with an XML file for each picture of the test part, as ImageNet has it; None: no boxes.
     """
 
     channels = 3
@@ -92,16 +107,17 @@ class FolderSource:
         class_folders: Sequence[str],
         class_names: Sequence[str],
         framing: Framing,
+        boxes: Path | None = None,
     ):
-        self.root, self.folders, self.framing = root, folders, framing
+        self.root, self.folders, self.framing, self.boxes = root, folders, framing, boxes
         self.class_folders, self.class_names = tuple(class_folders), tuple(class_names)
         self._opened: dict[Part, FolderSamples] = {}
 
     @functools.cached_property
     def size(self) -> tuple[int, int]:
-        """Height and width after framing: of the first picture where no crop is set."""
-        if self.framing.crop is not None:
-            return self.framing.crop, self.framing.crop
+        """Height and width after framing: of the first picture where the frame depends on it."""
+        if self.framing.size is not None:
+            return self.framing.size
         part = next(iter(self._opened), None) or self._parts_there[0]
         return self.open(part).size
 
@@ -135,10 +151,81 @@ class FolderSource:
                 digest.update(f"{files[-1]}\0{size}\n".encode(errors="surrogateescape"))
         if not files:
             raise DataError(f"{folder}: holds no pictures ({', '.join(pictures.SUFFIXES)}) in folders for each class")
-        return FolderSamples(folder, files, np.array(labels, dtype=np.int64), self.framing, digest.hexdigest())
+        numbers = np.array(labels, dtype=np.int64)
+        if part == "train" or self.boxes is None:
+            return FolderSamples(folder, files, numbers, self.framing, digest.hexdigest())
+        boxes: list[Boxes] = []
+        for file, label in zip(files, labels, strict=True):
+            path = _annotation(self.boxes, file, self.class_folders[label])
+            annotated = voc.read(path)
+            boxes.append(
+                evaluation_boxes(
+                    annotated.boxes_of(self.class_folders[label]), annotated.width, annotated.height, self.framing
+                )
+            )
+            digest.update(repr((annotated.width, annotated.height, boxes[-1].tolist())).encode())
+        return BoxedSamples(folder, files, numbers, self.framing, digest.hexdigest(), boxes)
 
 
-def image_folder(root: Path, resize: int | None = None, crop: int | None = None) -> FolderSource:
+class BoxedSamples(FolderSamples):
+    """Picture files, and the boxes of each in the frame."""
+
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[str],
+        labels: Indices,
+        framing: Framing,
+        fingerprint: str,
+        boxes: Sequence[Boxes],
+    ):
+        super().__init__(root, files, labels, framing, fingerprint)
+        self._boxes = boxes
+
+    def boxes(self, indices: Indices) -> list[Boxes]:
+        """Boxes (k, 4), half-open and unclipped, for each picture."""
+        return [self._boxes[row].copy() for row in indices.tolist()]
+
+
+def evaluation_boxes(boxes: NDArray[np.number], width: int, height: int, framing: Framing) -> Boxes:
+    """An XML file's boxes in the frame as masking-based saliency was scored with them: (k, 4) integers, unclipped.
+
+    The shorter side becomes `resize`, so x' = r x - max(0, (r width - crop) / 2) with r = resize / min(width, height), and y
+    likewise; where the picture is squashed, each axis has its own r; where it is padded, nothing is cut at 0. Each value is truncated toward zero. The corners are
+    taken as they stand: xmin and ymin belong to the box, xmax and ymax do not, so that its area is the product of their
+    differences. This differs from `Framing.boxes` by rounding, by at most two pixels.
+
+    Args:
+        boxes: (k, 4) xmin, ymin, xmax, ymax.
+        width: of the picture, as the XML file says.
+        height: of the picture, as the XML file says.
+        framing: the frame.
+
+    Reference:
+        Phang, Park, Geras: "Investigating and Simplifying Masking-based Saliency Methods", arXiv:2010.09750, code.
+
+    >>> evaluation_boxes(np.array([[113, 7, 179, 162]]), 375, 500, Framing(224, 224))
+    array([[ 67, -33, 106,  59]])
+    """
+    edges = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    for axis, side in enumerate((width, height)):
+        length = side if framing.squash else min(width, height)
+        ratio = 1.0 if framing.resize is None else framing.resize / length
+        offset = 0.0 if framing.crop is None else (side * ratio - framing.crop) / 2
+        if framing.resize is not None and framing.crop is not None and framing.resize >= framing.crop:
+            offset = max(0.0, offset)  # nothing is padded, whatever rounding says
+        edges[:, axis::2] = ratio * edges[:, axis::2] - offset
+    return np.trunc(edges).astype(np.int64)
+
+
+def _annotation(folder: Path, file: str, class_folder: str) -> Path:
+    """The XML file of a picture: in the folder itself, or in one named after the class below it."""
+    name = f"{Path(file).name.partition('.')[0]}.xml"
+    nested = folder / class_folder / name
+    return nested if nested.is_file() else folder / name
+
+
+def image_folder(root: Path, resize: int | None = None, crop: int | None = None, squash: bool = False) -> FolderSource:
     """Any set of pictures: `root/train/<class>/` and `root/test/<class>/` (or `root/val/` where there is no `test`).
 
     The classes are the folders of all parts together, sorted, so that a class which one part lacks shifts no label.
@@ -146,7 +233,8 @@ def image_folder(root: Path, resize: int | None = None, crop: int | None = None)
     Args:
         root: the folder.
         resize: shorter side after scaling.
-        crop: side of the centre square; needed where the pictures differ in shape.
+        crop: side of the centre square; this or `squash` is needed where the pictures differ in shape.
+        squash: both sides become `resize` long.
     """
     folders: dict[Part, str] = {"train": "train", "test": "test" if (root / "test").is_dir() else "val"}
     there = [root / folder for folder in folders.values() if (root / folder).is_dir()]
@@ -157,10 +245,12 @@ def image_folder(root: Path, resize: int | None = None, crop: int | None = None)
     classes = sorted({name for folder in there for name in _subfolders(folder)})
     if not classes:
         raise DataError(f"{there[0]}: holds no folders; expected one for each class, with its pictures")
-    return FolderSource(root, folders, classes, classes, Framing(resize, crop))
+    return FolderSource(root, folders, classes, classes, Framing(resize, crop, squash))
 
 
-def imagenet(root: Path, resize: int | None = 256, crop: int | None = 224) -> FolderSource:
+def imagenet(
+    root: Path, resize: int | None = 256, crop: int | None = 224, squash: bool = False, boxes: str | None = None
+) -> FolderSource:
     """ImageNet (ILSVRC 2012): `root/val/<wnid>/*.JPEG` is the test part, `root/train/<wnid>/*.JPEG` the training part.
 
     Labels are those of the 1,000 classes even where some of the folders are missing.
@@ -169,6 +259,10 @@ def imagenet(root: Path, resize: int | None = 256, crop: int | None = 224) -> Fo
         root: the folder.
         resize: shorter side after scaling.
         crop: side of the centre square.
+        squash: both sides become `resize` long before the cut.
+        boxes: folder, below `root` or absolute, with `<file stem>.xml` or `<wnid>/<file stem>.xml` for each test picture, as
+            ILSVRC publishes them; the objects that have the picture's class count (`evaluation_boxes`). All are read when
+            the part is opened.
     """
     folders: dict[Part, str] = {"train": "train", "test": "val"}
     wnids = imagenet_wnids()
@@ -187,7 +281,9 @@ def imagenet(root: Path, resize: int | None = 256, crop: int | None = 224) -> Fo
     from torchvision.models import ResNet50_Weights  # slow to import, and the class names are all that is wanted
 
     names = ResNet50_Weights.IMAGENET1K_V2.meta["categories"]
-    return FolderSource(root, folders, wnids, names, Framing(resize, crop))
+    return FolderSource(
+        root, folders, wnids, names, Framing(resize, crop, squash), None if boxes is None else root / boxes
+    )
 
 
 @functools.cache

@@ -6,11 +6,14 @@ from typing import Any
 
 from heatproof import plugins
 from heatproof.datasets.arrays import NpzSource
+from heatproof.datasets.coco import coco
 from heatproof.datasets.custom import CustomSource
 from heatproof.datasets.dataset import Dataset, Source
 from heatproof.datasets.folders import image_folder, imagenet
+from heatproof.datasets.pets import oxford_pets
 from heatproof.datasets.planted import Planted, PlantedSource
 from heatproof.datasets.standard import Cifar10Source, MnistSource
+from heatproof.datasets.wsol import wsol
 from heatproof.errors import DataError, InputError, nearest
 
 
@@ -30,6 +33,9 @@ FILES: dict[str, Callable[..., Source]] = {
     "ImageNet": imagenet,
     "ImageFolder": image_folder,
     "Arrays": NpzSource,
+    "Wsol": wsol,
+    "OxfordPets": oxford_pets,
+    "Coco": coco,
 }
 # What is generated: options that become a source together with the seed.
 GENERATED: dict[str, tuple[Callable[..., Any], Callable[[Any, int], Source]]] = {"Planted": (Planted, PlantedSource)}
@@ -41,8 +47,8 @@ def open_dataset(
     """Opens a data set; its pictures are read when a split is asked for.
 
     Args:
-        name: `Planted`, `CIFAR10`, `MNIST`, `FashionMNIST`, `ImageNet`, `ImageFolder`, `Arrays`, or the dotted path of a
-            class of the user's own (`CustomSource` says what is asked of it).
+        name: `Planted`, `CIFAR10`, `MNIST`, `FashionMNIST`, `ImageNet`, `ImageFolder`, `Arrays`, `Wsol`,
+            `OxfordPets`, `Coco`, or the dotted path of a class of the user's own (`CustomSource` says what is asked of it).
         dataset_dir: where the files are; generated data need none and read none.
         split_ratio: share of each class's training pictures, the first in the order of the file, that is trained on; the
             rest validates.

@@ -2,15 +2,23 @@
 
 import struct
 import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from heatproof.datasets.dataset import Boxes
 from heatproof.errors import DataError, InputError
+
+T = TypeVar("T")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -29,34 +37,95 @@ DAMAGED = (
 
 @dataclass(frozen=True)
 class Framing:
-    """Brings pictures to one size as classifiers for photographs were tested: the short side scaled, the centre cut out.
+    """Brings pictures to one size as classifiers for photographs were tested: scaled, then the centre cut out.
 
-    The pixels are those of torchvision's `Resize` and `CenterCrop` on Pillow pictures.
+    The pixels are those of torchvision's `Resize` and `CenterCrop` on Pillow pictures. Masks and boxes go through the same
+    scaling and the same cut.
 
     Args:
         resize: length of the shorter side after scaling (bilinear, antialiased); None does not scale.
         crop: side of the square cut from the centre; None cuts nothing. A smaller picture is padded with black.
+        squash: both sides become `resize` long, whatever the shape of the picture.
+
+    >>> Framing(100, 50).boxes(np.array([[0, 0, 400, 200]]), width=400, height=200)
+    array([[-75, -25, 125,  75]])
+    >>> Framing(100, squash=True).boxes(np.array([[0, 0, 400, 200]]), width=400, height=200)
+    array([[  0,   0, 100, 100]])
     """
 
     resize: int | None = None
     crop: int | None = None
+    squash: bool = False
 
     def __post_init__(self) -> None:
         for option in ("resize", "crop"):
             value = getattr(self, option)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise InputError(f"{option}: {value!r} must be a number of pixels above 0, or null")
+        if not isinstance(self.squash, bool):
+            raise InputError(f"squash: {self.squash!r} must be true or false")
+        if self.squash and self.resize is None:
+            raise InputError("squash: needs resize, the length of both sides")
 
     def __call__(self, picture: Image.Image) -> Image.Image:
         """The picture in its frame."""
+        # Pillow's bilinear filter widens with the scale, so it smooths before it shrinks.
+        return self._framed(picture, Image.Resampling.BILINEAR)
+
+    def mask(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Values (h, w) of a picture's pixels, in its frame (H, W): each pixel takes the nearest; zeros where it is padded.
+
+        A pixel of the frame takes the value in which its centre lies. (OpenCV's nearest neighbour takes the one in which
+        its upper left corner lies.)
+        """
+        return np.array(self._framed(Image.fromarray(values), Image.Resampling.NEAREST))
+
+    def boxes(self, boxes: NDArray[np.number], width: int, height: int) -> Boxes:
+        """Boxes (k, 4) of a picture, half-open and in its pixels, in its frame: unclipped integers (k, 4).
+
+        An edge goes to where the mask of the box would have it, so that a box stays tight around its mask. One that
+        becomes thinner than half a pixel may become empty.
+
+        Args:
+            boxes: x0, y0, x1, y1.
+            width: of the picture.
+            height: of the picture.
+        """
+        scaled_width, scaled_height = self.scaled(width, height)
+        # The pixels i are covered whose centre lies inside: x0 <= (i + 0.5) / scale < x1.
+        scale = np.array([scaled_width / width, scaled_height / height] * 2)
+        edges: Boxes = np.ceil(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale - 0.5).astype(np.int64)
+        edges -= np.array(self.origin(width, height) * 2)
+        return edges
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of all frames; None where they depend on the picture."""
+        side = self.crop if self.crop is not None else self.resize if self.squash else None
+        return None if side is None else (side, side)
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of a picture after scaling, before the cut."""
+        if self.resize is None:
+            return width, height
+        if self.squash:
+            return self.resize, self.resize
+        shorter = min(width, height)
+        return int(self.resize * width / shorter), int(self.resize * height / shorter)
+
+    def origin(self, width: int, height: int) -> tuple[int, int]:
+        """Where in the scaled picture the frame begins: (left, top)."""
+        if self.crop is None:
+            return 0, 0
+        scaled_width, scaled_height = self.scaled(width, height)
+        return _centred(scaled_width, self.crop), _centred(scaled_height, self.crop)
+
+    def _framed(self, picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
+        (left, top), scaled = self.origin(*picture.size), self.scaled(*picture.size)
         if self.resize is not None:
-            shorter = min(picture.size)
-            width, height = (int(self.resize * side / shorter) for side in picture.size)
-            # Pillow's bilinear filter widens with the scale, so it smooths before it shrinks.
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            picture = picture.resize(scaled, resampling)
         if self.crop is not None:
             # What lies beyond the picture's edges becomes black.
-            left, top = (_centred(side, self.crop) for side in picture.size)
             picture = picture.crop((left, top, left + self.crop, top + self.crop))
         return picture
 
@@ -77,13 +146,64 @@ def read(path: Path, index: int, framing: Framing) -> Tensor:
     Raises:
         DataError: naming file and index, where the file is missing, damaged or truncated.
     """
+    with _opened(path, f"image {index}") as picture:
+        rgb = to_rgb(picture)
+    return torch.from_numpy(np.array(framing(rgb))).permute(2, 0, 1).contiguous()
+
+
+def read_size(path: Path, index: int) -> tuple[int, int]:
+    """Width and height of the picture in a file, from its header.
+
+    Raises:
+        DataError: naming file and index, where the file is missing or damaged.
+    """
+    with _opened(path, f"image {index}") as picture:
+        return picture.size
+
+
+def read_values(path: Path, what: str) -> NDArray[np.uint8]:
+    """A mask file whose values are numbers, such as a trimap's 1, 2 and 3, as one channel (H, W).
+
+    Args:
+        path: the file.
+        what: whose mask it is, for the message.
+
+    Raises:
+        DataError: naming the file, where it is missing, damaged or truncated.
+    """
+    with _opened(path, what) as picture:
+        # Of a picture with a palette, the index is the number.
+        return np.array(picture if picture.mode in ("L", "P") else to_rgb(picture).convert("L"))
+
+
+def read_colours(path: Path, what: str) -> NDArray[np.uint8]:
+    """A mask file of any mode as colours (H, W, 3); an alpha channel is dropped, 1 bit becomes 0 and 255.
+
+    Raises:
+        DataError: naming the file, where it is missing, damaged or truncated.
+    """
+    with _opened(path, what) as picture:
+        return np.array(to_rgb(picture))
+
+
+def each(read_one: Callable[[int], T], rows: Sequence[int]) -> list[T]:
+    """What is read for each row, in their order; several at a time where the process was given several torch threads."""
+    # Decoding releases Python's lock; a process that was given one torch thread decodes with one.
+    workers = min(torch.get_num_threads(), len(rows))
+    if workers <= 1:
+        return [read_one(row) for row in rows]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(read_one, rows))
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
-            rgb = to_rgb(picture)
+            yield picture
     except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: image {index} cannot be read: {reason}; restore or remove the file") from error
-    return torch.from_numpy(np.array(framing(rgb))).permute(2, 0, 1).contiguous()
+        raise DataError(f"{path}: {what} cannot be read: {reason}; restore or remove the file") from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

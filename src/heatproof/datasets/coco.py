@@ -1,0 +1,330 @@
+"""COCO: photographs with several objects, as detection or panoptic annotations tell them."""
+
+import functools
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from heatproof.datasets import listed, pictures
+from heatproof.datasets.dataset import Boxes, Indices, covered
+from heatproof.datasets.folders import FolderSamples
+from heatproof.datasets.listed import ListedSource
+from heatproof.datasets.pictures import Framing
+from heatproof.errors import DataError, InputError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Objects = Literal["thing_class", "largest_class", "all"]
+
+
+@dataclass(frozen=True)
+class Object:
+    """One annotation.
+
+    Args:
+        category: COCO's number.
+        area: in pixels.
+        crowd: many objects at once, which count neither way.
+        box: (4,) x0, y0, x1, y1 in the photograph, half-open, real numbers.
+        shape: number of a panoptic segment; polygons; run lengths; None: the box is all that is known.
+    """
+
+    category: int
+    area: float
+    crowd: bool
+    box: NDArray[np.float64]
+    shape: int | list[list[float]] | dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A picture's entry: its file, its size, the file of its panoptic mask, and its objects."""
+
+    file: str
+    width: int
+    height: int
+    mask: Path | None
+    objects: tuple[Object, ...]
+
+
+def coco(
+    root: Path,
+    images: str = "images",
+    annotations: str = "instances.json",
+    masks: str = "panoptic_masks",
+    objects: Objects = "thing_class",
+    resize: int | None = 256,
+    crop: int | None = 224,
+    squash: bool = False,
+    train_share: float = 0.0,
+) -> ListedSource:
+    """Photographs of COCO; the label is the category of the largest object, by COCO's area.
+
+    The annotations are COCO's detection JSON (boxes, with polygons or run lengths where they are given) or its panoptic
+    JSON with a folder of PNG files (segment = R + 256 G + 65536 B): the file itself tells which. Crowds never count as
+    objects; their pixels count neither way where the objects do not cover them. Photographs without an object are left
+    out, and their number is logged: nothing could be their label.
+
+    All pictures are in the test part unless `train_share` says otherwise.
+
+    Args:
+        root: the folder.
+        images: folder of the photographs, below `root` or absolute: `val2017`.
+        annotations: the JSON file, likewise: `annotations/panoptic_val2017.json`.
+        masks: folder of the panoptic masks, likewise: `annotations/panoptic_val2017`.
+        objects: what the region and the boxes hold. `thing_class`: all objects of the category of the largest thing.
+            `largest_class`: the same with stuff (sky, road) as well, which only panoptic annotations have. `all`: all things.
+        resize: shorter side after scaling.
+        crop: side of the centre square.
+        squash: both sides become `resize` long before the cut.
+        train_share: this share of each class, the first in the order of the file, is the training part.
+
+    Reference:
+        Lin et al.: "Microsoft COCO", ECCV 2014. Kirillov et al.: "Panoptic Segmentation", CVPR 2019.
+    """
+    if objects not in ("thing_class", "largest_class", "all"):
+        raise InputError(f"objects: {objects!r} must be 'thing_class', 'largest_class' or 'all'")
+    framing, path = Framing(resize, crop, squash), root / annotations
+    content = listed.read_json(path)
+    categories, photographs = _parsed(path, lambda: _read(path, content, root / masks, objects))
+    labelled = [photograph for photograph in photographs if any(not item.crowd for item in photograph.objects)]
+    if not labelled:
+        raise DataError(f"{path}: no picture has an object; with objects: {objects}, nothing could be a label")
+    if len(labelled) < len(photographs):
+        logger.info("%s: %d pictures have no object and are left out", path, len(photographs) - len(labelled))
+    numbers = sorted(categories)
+    chosen = [max((item for item in own.objects if not item.crowd), key=_area).category for own in labelled]
+    labels = np.searchsorted(numbers, chosen).astype(np.int64)
+    parts = {
+        part: functools.partial(
+            CocoSamples, root / images, path, [labelled[row] for row in rows], labels[rows], framing, numbers, objects
+        )
+        for part, rows in listed.parted(labels, train_share).items()
+    }
+    names = [categories[number] for number in numbers]
+    return ListedSource(names, framing, parts, listed.no_training_part(root))
+
+
+class CocoSamples(FolderSamples):
+    """Photographs and their objects.
+
+    Args:
+        root: folder of the photographs.
+        annotations: the JSON file, for messages.
+        photographs: their entries.
+        labels: (N,) the class of each.
+        framing: their frame.
+        categories: COCO's number of each label.
+        objects: which of them count.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        annotations: Path,
+        photographs: Sequence[Photograph],
+        labels: Indices,
+        framing: Framing,
+        categories: Sequence[int],
+        objects: Objects,
+    ):
+        digest = hashlib.sha256(repr((framing, objects, list(categories))).encode())
+        for own in photographs:
+            where = f"{annotations}: {own.file}"
+            sizes = [listed.bytes_of(path, where) for path in (root / own.file, own.mask) if path is not None]
+            told = [(o.category, o.area, o.crowd, o.box.tolist(), o.shape) for o in own.objects]
+            digest.update(repr((own.file, own.width, own.height, sizes, told)).encode())
+        super().__init__(root, [own.file for own in photographs], labels, framing, digest.hexdigest())
+        self._annotations, self._photographs = annotations, photographs
+        self._categories, self._objects = categories, objects
+
+    def regions(self, indices: Indices) -> NDArray[np.bool_]:
+        """The union of the chosen objects (B, H, W)."""
+        return self.masks(functools.partial(self._united, False), indices)
+
+    def ignored(self, indices: Indices) -> NDArray[np.bool_] | None:
+        """The crowds of the chosen categories, apart from the objects (B, H, W); None where the part has no crowd."""
+        if not any(item.crowd for own in self._photographs for item in own.objects):
+            return None
+        crowds: NDArray[np.bool_] = self.masks(functools.partial(self._united, True), indices)
+        crowds &= ~self.regions(indices)
+        return crowds
+
+    def boxes(self, indices: Indices) -> list[Boxes]:
+        """The boxes (k, 4) of the chosen objects, half-open and unclipped."""
+        return pictures.each(lambda row: self._framed_boxes(row, self._chosen(row, crowds=False)), indices.tolist())
+
+    def _chosen(self, row: int, *, crowds: bool) -> list[Object]:
+        wanted = self._categories[self.labels[row]]
+        items = [item for item in self._photographs[row].objects if item.crowd == crowds]
+        return items if self._objects == "all" else [item for item in items if item.category == wanted]
+
+    def _framed_boxes(self, row: int, items: Sequence[Object]) -> Boxes:
+        own = self._photographs[row]
+        if self.source_size(row) != (own.width, own.height):
+            raise DataError(
+                f"{self.root / own.file}: image {row} is {' x '.join(map(str, self.source_size(row)))} pixels, and "
+                f"{own.width} x {own.height} in {self._annotations}; restore the picture that was annotated"
+            )
+        return self.framing.boxes(np.array([item.box for item in items]), own.width, own.height)
+
+    def _united(self, crowds: bool, row: int) -> NDArray[np.bool_]:
+        """Objects or crowds of a photograph in its frame: their shapes, or their boxes where no shapes are told."""
+        items, own = self._chosen(row, crowds=crowds), self._photographs[row]
+        bare = [item for item in items if item.shape is None]
+        region: NDArray[np.bool_] = covered([self._framed_boxes(row, bare)], self.size)[0]
+        shaped = [item.shape for item in items if item.shape is not None]
+        if not shaped:
+            return region
+        if own.mask is not None:
+            mask = self._segments(row, own.mask, [shape for shape in shaped if isinstance(shape, int)])
+        else:
+            where = f"{self._annotations}: {own.file}"
+            drawn = [_parsed(where, functools.partial(_drawn, shape, own.width, own.height)) for shape in shaped]
+            mask = np.any(drawn, axis=0)
+        region |= self.framing.mask(mask.astype(np.uint8)) > 0
+        return region
+
+    def _segments(self, row: int, path: Path, wanted: Sequence[int]) -> NDArray[np.bool_]:
+        colours = pictures.read_colours(path, f"mask of image {row}").astype(np.int64)
+        own = self._photographs[row]
+        if colours.shape[:2] != (own.height, own.width):
+            raise DataError(
+                f"{path}: mask of {colours.shape[1]} x {colours.shape[0]} pixels for {own.file} of "
+                f"{own.width} x {own.height}; restore the mask that belongs to it"
+            )
+        segments = colours @ np.array([1, 256, 65536])
+        missing = np.setdiff1d(wanted, segments)
+        if missing.size:
+            raise DataError(f"{path}: has no pixel of segment {missing[0]}, which {self._annotations} names")
+        return np.isin(segments, wanted)
+
+
+def _area(item: Object) -> float:
+    return item.area
+
+
+def _read(
+    path: Path, content: dict[str, Any], masks: Path, objects: Objects
+) -> tuple[dict[int, str], list[Photograph]]:
+    """The categories that count, and the photographs with their objects of these."""
+    counts = {
+        int(entry["id"]): str(entry["name"])
+        for entry in content["categories"]
+        if objects == "largest_class" or entry.get("isthing", 1)
+    }
+    known = {int(entry["id"]) for entry in content["categories"]}
+    found: dict[int, list[Object]] = defaultdict(list)
+    files: dict[int, Path] = {}
+    pictured = {int(entry["id"]) for entry in content["images"]}
+    for annotation in content["annotations"]:
+        image = int(annotation["image_id"])
+        if image not in pictured:
+            raise DataError(
+                f"{path}: an annotation is of picture {image}, which is not among its images; mend the file"
+            )
+        if "segments_info" in annotation:
+            files[image] = masks / annotation["file_name"]
+            items = [{**segment, "segmentation": int(segment["id"])} for segment in annotation["segments_info"]]
+        else:
+            items = [annotation]
+        for item in items:
+            if item["category_id"] not in known:
+                raise DataError(f"{path}: picture {image}: category {item['category_id']} is not among its categories")
+            if item["category_id"] in counts:
+                found[image].append(_object(f"{path}: picture {image}: object {item['id']}", item))
+    photographs = []
+    for entry in content["images"]:
+        image, width, height = int(entry["id"]), int(entry["width"]), int(entry["height"])
+        where = f"{path}: {entry['file_name']}"
+        for found_object in found[image]:
+            x0, y0, x1, y1 = found_object.box.tolist()
+            if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+                raise DataError(
+                    f"{where}: box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside the picture of {width} x {height} pixels"
+                )
+        photographs.append(Photograph(entry["file_name"], width, height, files.get(image), tuple(found[image])))
+    return counts, photographs
+
+
+def _object(where: str, entry: dict[str, Any]) -> Object:
+    left, top, width, height = (float(value) for value in entry["bbox"])
+    if width <= 0 or height <= 0:
+        raise DataError(f"{where}: box of {width:g} x {height:g} pixels is empty; mend or remove the annotation")
+    return Object(
+        category=int(entry["category_id"]),
+        area=float(entry.get("area", width * height)),
+        crowd=bool(entry.get("iscrowd", 0)),
+        box=np.array([left, top, left + width, top + height]),
+        shape=entry.get("segmentation") or None,
+    )
+
+
+def _drawn(shape: Any, width: int, height: int) -> NDArray[np.bool_]:
+    """Polygons or run lengths as a mask (height, width)."""
+    if isinstance(shape, dict):
+        return run_lengths(shape["counts"], *shape["size"])
+    canvas = Image.new("1", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    for polygon in shape:
+        # COCO counts from the corner of a pixel, Pillow from its centre.
+        draw.polygon([(x - 0.5, y - 0.5) for x, y in zip(polygon[::2], polygon[1::2], strict=True)], fill=1)
+    return np.array(canvas)
+
+
+def run_lengths(counts: str | Sequence[int], height: int, width: int) -> NDArray[np.bool_]:
+    """The mask (height, width) that COCO's run lengths tell: of zeros and ones in turn, down one column after another.
+
+    Args:
+        counts: the lengths, or the string that COCO packs them into.
+        height: of the mask.
+        width: of the mask.
+
+    Raises:
+        ValueError: the lengths do not add up to the mask.
+
+    >>> run_lengths([1, 2, 3], 2, 3).astype(int)
+    array([[0, 1, 0],
+           [1, 0, 0]])
+    """
+    lengths = _unpacked(counts) if isinstance(counts, str) else list(counts)
+    if sum(lengths) != height * width or min(lengths) < 0:
+        raise ValueError(f"run lengths add up to {sum(lengths)} pixels; expected {height} x {width}")
+    values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return values.reshape(width, height).T
+
+
+def _unpacked(text: str) -> list[int]:
+    """Five bits a character, the sixth says that more follow; from the third length on, the difference to the last but one."""
+    lengths: list[int] = []
+    number = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            number -= 1 << shift
+        lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
+        number = shift = 0
+    return lengths
+
+
+def _parsed(where: object, parse: Callable[[], T]) -> T:
+    """What is read from a JSON file's content; what it lacks becomes one line."""
+    try:
+        return parse()
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise DataError(f"{where}: is not in COCO's form: {reason}; restore the file") from error

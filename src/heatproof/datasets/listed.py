@@ -1,0 +1,142 @@
+"""Pictures that a text or JSON file lists, with what it says about their objects."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from heatproof.datasets.dataset import Indices, Part, first_of_each_class
+from heatproof.datasets.folders import FolderSamples
+from heatproof.datasets.pictures import Framing
+from heatproof.errors import DataError, InputError
+
+
+class ListedSource:
+    """The parts of a data set, each opened from its list when it is asked for.
+
+    Args:
+        class_names: name of each label.
+        framing: size of the pictures.
+        parts: opens each part that is there.
+        missing: what to tell who asks for another one.
+    """
+
+    channels = 3
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        framing: Framing,
+        parts: Mapping[Part, Callable[[], FolderSamples]],
+        missing: str,
+    ):
+        self.class_names, self.framing, self.parts, self.missing = tuple(class_names), framing, dict(parts), missing
+        self._opened: dict[Part, FolderSamples] = {}
+
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width after framing: of the first picture where the frame depends on it."""
+        if self.framing.size is not None:
+            return self.framing.size
+        return self.open(next(iter({**self._opened, **self.parts}))).size
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Names the pictures and annotations of all parts that are there."""
+        named = "\n".join(self.open(part).fingerprint for part in self.parts)
+        return hashlib.sha256(named.encode()).hexdigest()
+
+    def open(self, part: Part) -> FolderSamples:
+        """Reads the list of a part."""
+        if part not in self._opened:
+            if part not in self.parts:
+                raise DataError(self.missing)
+            self._opened[part] = self.parts[part]()
+        return self._opened[part]
+
+
+def parted(labels: Indices, train_share: float) -> dict[Part, Indices]:
+    """Rows of the parts of a list that knows no parts: the first `train_share` of each class train, the others test.
+
+    Raises:
+        InputError: the share does not lie in [0, 1).
+
+    >>> import numpy as np
+    >>> parted(np.array([0, 0, 1, 1]), 0.5)
+    {'train': array([0, 2]), 'test': array([1, 3])}
+    >>> parted(np.array([0, 0]), 0.0)
+    {'test': array([0, 1])}
+    """
+    if not isinstance(train_share, int | float) or not 0.0 <= train_share < 1.0:
+        raise InputError(f"train_share: {train_share!r} must lie in [0, 1)")
+    trains = first_of_each_class(labels, train_share)
+    parts: dict[Part, Indices] = {"train": trains.nonzero()[0]} if train_share else {}
+    return {**parts, "test": (~trains).nonzero()[0]}
+
+
+def no_training_part(root: Path) -> str:
+    """What to tell who asks for the training part of a list that knows no parts."""
+    return (
+        f"{root}: all pictures are in the test part; set the option train_share, say 0.5, to train on the first half "
+        "of each class (and set model.normalization, where only that is taken from the training pictures)"
+    )
+
+
+def records(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a text file that are not blank, each behind the words that name it in messages: "FILE line 3".
+
+    Raises:
+        DataError: the file is missing or is no text.
+    """
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if line.strip():
+            yield f"{path} line {number}", line.strip()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DataError: the file is missing, or holds something else.
+    """
+    try:
+        content = json.loads(_text(path))
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}; restore the file") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}; expected an object with names")
+    return content
+
+
+def whole_number(where: str, field: str, text: str) -> int:
+    """An integer in a text file.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return int(text)
+    except ValueError as error:
+        raise DataError(f"{where}: {field} is {text!r}; expected an integer") from error
+
+
+def bytes_of(path: Path, where: str) -> int:
+    """Size of a file that a list names.
+
+    Raises:
+        DataError: it is not there.
+    """
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{where}: names {path}, which is not there; restore the file, or remove the entry") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(f"{path}: cannot be read: {reason}; put the list there, or mend the options") from error
