@@ -225,9 +225,91 @@ class PixelPerturbationAnalysis(MapTest):
 
 # --- insertion_deletion
 
+
+class InsertionDeletion(MapTest):
+    """insertion-deletion: the most important pixels put into a start image, or taken from the image, step by step."""
+
+    step: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
+        1 / 224, description="pixels of a step: a number, or below 1 a share of the image; with `patch`, of its squares"
+    )
+    patch: PositiveInt | None = Field(
+        None, description="side of squares that come and go as a whole, as for patches of a transformer; null: pixels"
+    )
+    insertion_fill: str | Plugin = Field("rise_blur", description="where insertion starts")
+    deletion_fill: str | Plugin = Field("zero_normalised", description="where deletion ends")
+
+
 # --- road
 
+
+class Road(MapTest):
+    """road: LeRF and MoRF without retraining, removed pixels imputed from their neighbours."""
+
+    percentiles: Annotated[
+        list[Annotated[float, Field(gt=0, le=100)]], Field(min_length=1), AfterValidator(_distinct)
+    ] = Field([10, 20, 30, 40, 50, 70, 90], description="removed percent, in both orders")
+    fill: str | Plugin = Field("noisy_linear", description="how removed pixels are replaced")
+
+
 # --- faithfulness
+
+FaithfulnessTest = Literal[
+    "region_perturbation",
+    "pixel_flipping",
+    "selectivity",
+    "faithfulness_correlation",
+    "faithfulness_estimate",
+    "monotonicity_correlation",
+    "sensitivity_n",
+    "sensitivity_n_within",
+    "infidelity",
+    "monotonicity",
+]
+
+
+class Faithfulness(MapTest):
+    """faithfulness: do a map's values say how far the score falls without the pixels? No retraining."""
+
+    tests: Annotated[
+        list[FaithfulnessTest], BeforeValidator(_as_list), AfterValidator(_distinct), Field(min_length=1)
+    ] = [
+        "region_perturbation",
+        "pixel_flipping",
+        "faithfulness_correlation",
+        "faithfulness_estimate",
+        "sensitivity_n",
+        "infidelity",
+        "monotonicity",
+    ]
+    fill: str | Plugin = Field("mean", description="how removed pixels are replaced")
+    score: Literal["probability", "logit", "logit_margin", "accuracy"] = Field(
+        "probability", description="of the target, along a growing removal; accuracy: is it still predicted"
+    )
+    correlation_score: Literal["probability", "logit", "logit_margin"] = Field(
+        "logit", description="of the target, where each removal starts from the untouched image"
+    )
+    region_side: PositiveInt | None = Field(
+        None, description="pixels of a square's side; null: an eighth of the image's shorter side"
+    )
+    region_steps: PositiveInt = Field(16, description="steps in which all squares are removed, equally many in each")
+    region_draws: PositiveInt = Field(
+        1, description="region_perturbation: curves averaged, each with its own noise, where the fill draws any"
+    )
+    pixel_steps: PositiveInt = Field(32, description="steps in which all pixels are removed, equally many in each")
+    subsets: Annotated[int, Field(ge=3)] = Field(50, description="random subsets of pixels for each image")
+    subset_fraction: float = Field(0.1, gt=0, lt=1, description="share of the pixels in a subset")
+    within_fractions: Annotated[
+        list[Annotated[float, Field(gt=0, lt=1)]], AfterValidator(_distinct), Field(min_length=1)
+    ] = Field(
+        default=[0.1, 0.3, 0.5, 0.7], description="sensitivity_n_within: shares of the pixels in a subset, one by one"
+    )
+    infidelity_scaled: bool = Field(
+        True, description="each image's map multiplied by the factor >= 0 that serves it best; false: raw values"
+    )
+    monotonicity_draws: PositiveInt = Field(
+        10, description="monotonicity_correlation: noise fills that each step is averaged over"
+    )
+
 
 # --- localise
 
@@ -262,6 +344,9 @@ class Config(Section):
     extract_cams: ExtractCams | None = None
     retrain_cls: RetrainCls | None = None
     pixel_perturbation_analysis: PixelPerturbationAnalysis | None = None
+    faithfulness: Faithfulness | None = None
+    insertion_deletion: InsertionDeletion | None = None
+    road: Road | None = None
     report: Report = Report()
 
 
