@@ -35,7 +35,8 @@ def test_every_stage_leaves_its_files(finished):
     }
     expected |= {f"extract_cams/{m}/{s}.h5" for m in methods for s in ("train", "validation", "test")}
     expected |= {f"retrain_cls/{r}/{m}/30/seed{k}.json" for r in ("roar", "kar") for m in methods for k in (0, 1)}
-    expected |= {"retrain_cls/results.csv"} | {f"retrain_cls/intact/0/seed{k}.json" for k in (0, 1)}
+    expected |= {f"retrain_cls/{name}" for name in ("results.csv", "summary.csv", "summary.json")}
+    expected |= {f"retrain_cls/intact/0/seed{k}.json" for k in (0, 1)}
     expected |= {f"pixel_perturbation_analysis/{m}.h5" for m in methods} | {"pixel_perturbation_analysis/results.csv"}
     expected |= {"pixel_perturbation_analysis/results.json"}
     assert names == expected
@@ -73,7 +74,7 @@ def test_a_cell_says_what_it_was_and_keeps_every_answer(finished):
     outdir = finished.parent / "out"
     cell = json.loads((outdir / "retrain_cls" / "kar" / "gradcam" / "30" / "seed1.json").read_text())
     assert (cell["metric"], cell["first"], cell["removed_fraction"], cell["run"]) == ("kar", "least", 0.3, 1)
-    from heatproof.stages.retrain import correct_images
+    from heatproof.stages.retrain_summary import correct_images
 
     correct = correct_images(cell)
     assert correct.shape == (96,)

@@ -4,14 +4,19 @@ Accuracies are means over a test set, one for each run; runs of two methods with
 share weights, batch order and augmentation. A run without a result is NaN.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from heatproof.errors import InputError
 from heatproof.metrics.perturbation import area
-from heatproof.metrics.statistics import Interval
+from heatproof.metrics.statistics import Interval, holm, kendall, spearman, t_interval
+
+MIN_RUNS = 3  # below, the spread between runs is not known; the test images alone decide
+MIN_METHODS = 3  # two orders of two methods agree or not: that is no correlation
 
 
 class Difference(NamedTuple):
@@ -20,6 +25,33 @@ class Difference(NamedTuple):
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+
+
+class Leakage(NamedTuple):
+    """What networks reach that see the masks alone: arrays (S,), one for each removed fraction, and the verdict.
+
+    Args:
+        accuracy: mean over runs.
+        runs_low, runs_high: t interval over runs; NaN for a single run.
+        images_low, images_high: Clopper and Pearson's interval over test images, of the mean accuracy.
+        p: of an accuracy no better than chance, one-sided; the larger one of the two tests, Holm-adjusted over fractions.
+        is_flagged: whether the masks of any fraction tell the class; None where nothing can be tested.
+    """
+
+    accuracy: NDArray[np.float64]
+    runs_low: NDArray[np.float64]
+    runs_high: NDArray[np.float64]
+    images_low: NDArray[np.float64]
+    images_high: NDArray[np.float64]
+    p: NDArray[np.float64]
+    is_flagged: bool | None
+
+
+class OrderAgreement(NamedTuple):
+    """Rank correlations of two orders of the methods, (S,) each, in [-1, 1]."""
+
+    kendall: NDArray[np.float64]
+    spearman: NDArray[np.float64]
 
 
 def area_to_random(method: ArrayLike, random: ArrayLike, fractions: ArrayLike) -> NDArray[np.float64]:
@@ -150,3 +182,107 @@ def correctness_difference(
         means[..., sample] = np.tensordot(chosen_runs, gains @ chosen_images.astype(np.float32), axes=1)
     low, high = Interval.of_resamples(means / (runs * images), level)
     return Difference(gains.mean(axis=(0, -1), dtype=np.float64), low, high)
+
+
+# --- what the masks tell
+
+
+def chance_level(labels: ArrayLike) -> float:
+    """Share of the most frequent class: the accuracy that is reached without looking, in (0, 1]; NaN without labels.
+
+    >>> chance_level([0, 1, 1, 2])
+    0.5
+    """
+    _, counts = np.unique(np.asarray(labels), return_counts=True)
+    return float(counts.max() / counts.sum()) if len(counts) else math.nan
+
+
+def mask_leakage(correct: ArrayLike, chance: float, level: float = 0.95) -> Leakage:
+    """Do the masks alone tell the class? Then ROAR may measure the shape of the hole instead of what was in it.
+
+    Networks were trained and tested on binary masks of the removed pixels. Their accuracy is compared with `chance` in
+    two ways, and has to hold in both: over runs (one-sided t test, from `MIN_RUNS` runs on; other seeds) and over test
+    images (one-sided binomial test of the mean number of right answers; other images). A ROAR score of a flagged
+    method cannot be read as faithfulness. Accuracy is neither better high nor low; that of a map that knows nothing, such
+    as random, is `chance`.
+
+    Args:
+        correct: (R, S, N) whether each run's network classified each test image rightly, at S removed fractions.
+        chance: accuracy without looking; see `chance_level`.
+        level: coverage of the intervals; the verdict is made at 1 - level.
+
+    Returns:
+        One entry for each fraction; NaN, and no verdict, without runs or images.
+
+    Raises:
+        InputError: another shape, values other than 0 and 1, or `chance` outside (0, 1).
+
+    Reference:
+        Rong et al., ICML 2022, arXiv:2202.00449, section 3 (class information leakage). They train on masks too, and
+        compare accuracies without a test.
+
+    >>> found = mask_leakage(np.ones((2, 1, 50)), chance=0.25)
+    >>> found.is_flagged, found.accuracy, found.images_low.round(3)
+    (True, array([1.]), array([0.929]))
+    """
+    answers = np.asarray(correct, dtype=np.float64)
+    if answers.ndim != 3 or not np.isin(answers, (0, 1)).all():
+        raise InputError(f"correct: shape {answers.shape}; expected (runs, fractions, images) of 0 and 1")
+    if not 0 < chance < 1:
+        raise InputError(f"chance: {chance!r} must lie between 0 and 1")
+    runs, steps, images = answers.shape
+    if not (runs and images):
+        nothing = np.full(steps, np.nan)
+        return Leakage(nothing, nothing, nothing, nothing, nothing, nothing, None)
+    by_run = answers.mean(axis=2).T  # (S, R)
+    right = np.rint(by_run.mean(axis=1) * images)
+    p = stats.binom.sf(right - 1, images, chance)
+    if runs >= MIN_RUNS:
+        p = np.maximum(p, [_above(row, chance) for row in by_run])
+    tail = (1 - level) / 2
+    adjusted = holm(p)
+    return Leakage(
+        by_run.mean(axis=1),
+        *t_interval(by_run, level),
+        np.where(right > 0, stats.beta.ppf(tail, right, images - right + 1), 0.0),
+        np.where(right < images, stats.beta.ppf(1 - tail, right + 1, images - right), 1.0),
+        adjusted,
+        bool((adjusted <= 1 - level).any()) if steps else None,
+    )
+
+
+def _above(values: NDArray[np.float64], chance: float) -> float:
+    """One-sided p of the t test that the mean of values (R,) is above chance."""
+    if np.ptp(values) == 0:  # no variation: the t test divides by it
+        return 0.0 if values[0] > chance else 1.0
+    return float(stats.ttest_1samp(values, chance, alternative="greater").pvalue)
+
+
+# --- the two orders
+
+
+def order_agreement(most: ArrayLike, least: ArrayLike) -> OrderAgreement:
+    """Do ROAR and KAR rank the methods alike? Low correlation is ROAD's order conflict.
+
+    ROAR ranks by low accuracy, KAR by high accuracy. 1: the same ranking; 0: none has to do with the other (as for methods
+    that differ by chance only); -1: the opposite.
+
+    Args:
+        most: (M, S) mean accuracies of M methods at S removed fractions, the most important pixels removed.
+        least: (M, S) the same with the least important ones removed.
+
+    Returns:
+        Kendall's tau-b and Spearman's correlation; NaN for fewer than `MIN_METHODS` methods with both values, and where all
+        methods are tied.
+
+    Reference:
+        Rong et al., ICML 2022, arXiv:2202.00449 (consistency of MoRF and LeRF).
+
+    >>> order_agreement([[0.2], [0.5], [0.9]], [[0.9], [0.6], [0.3]]).kendall
+    array([1.])
+    """
+    low, high = -np.asarray(most, dtype=np.float64).T, np.asarray(least, dtype=np.float64).T
+    if low.shape != high.shape or low.ndim != 2:
+        raise InputError(f"most, least: shapes {low.T.shape}, {high.T.shape}; expected the same (methods, fractions)")
+    enough = (np.isfinite(low) & np.isfinite(high)).sum(axis=1) >= MIN_METHODS
+    return OrderAgreement(*(np.where(enough, measure(low, high), np.nan) for measure in (kendall, spearman)))

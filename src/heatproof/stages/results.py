@@ -198,7 +198,9 @@ class Results:
             where = failed[0].path.with_suffix(".error")
             remarks.append(f"{_cells(len(failed), 'has', 'have')} failed; see {where}.")
         progress = Progress("Retraining", _command(RETRAIN), len(usable), len(cells), "cells", tuple(remarks))
-        begun = [metric for metric in section.metrics if any(key[0] == metric for key in accuracy)]
+        # Networks that see masks alone have no curve to be read; their verdict is in retrain_cls/summary.csv.
+        curves = [metric for metric in section.metrics if metric != "mask_only"]
+        begun = [metric for metric in curves if any(key[0] == metric for key in accuracy)]
         return [self._table(section, metric, accuracy) for metric in begun], progress
 
     def _table(self, section: config.RetrainCls, metric: str, accuracy: Mapping[tuple[Any, ...], float]) -> Retraining:
@@ -243,7 +245,9 @@ class Results:
         if self.fingerprints:
             wanted["data"] = self.fingerprints
         if cell.method is not None:
-            wanted |= {"metric": cell.metric, "percentile": cell.percentile, "fill": _origin_of(section.fill)}
+            wanted |= {"metric": cell.metric, "percentile": cell.percentile}
+            if cell.metric != "mask_only":
+                wanted["fill"] = _origin_of(section.fill)
         origin = result.get("origin", {})
         made_from = (origin.get("maps") or {}).get("test")
         if cell.method in self._contents and made_from != self._contents[cell.method]:
