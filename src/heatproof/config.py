@@ -303,9 +303,6 @@ class Faithfulness(MapTest):
     ] = Field(
         default=[0.1, 0.3, 0.5, 0.7], description="sensitivity_n_within: shares of the pixels in a subset, one by one"
     )
-    infidelity_scaled: bool = Field(
-        True, description="each image's map multiplied by the factor >= 0 that serves it best; false: raw values"
-    )
     monotonicity_draws: PositiveInt = Field(
         10, description="monotonicity_correlation: noise fills that each step is averaged over"
     )
@@ -315,11 +312,85 @@ class Faithfulness(MapTest):
 
 # --- complexity
 
+
+class Complexity(MapTest):
+    """complexity: whether a map is about few pixels, or about all."""
+
+    effective_threshold: float = Field(
+        1e-5, ge=0, lt=1, description="values above this share of the map's largest are effective"
+    )
+
+
 # --- robustness
+
+
+class ExplainingTest(MapTest):
+    """A test that makes maps anew, of other images or of another classifier."""
+
+    def methods(self) -> list[AttributionMethod]:
+        """Those that can be called: maps that came through import-maps, and twins, cannot be made anew."""
+        return [method for method in super().methods() if method not in self.left_out()]
+
+    def left_out(self) -> list[AttributionMethod]:
+        """The methods that cannot be called."""
+        return [m for m in super().methods() if m.method == "imported" or m.method.startswith("twin:")]
+
+
+class Robustness(ExplainingTest):
+    """robustness: how far maps move when their images are perturbed a little."""
+
+    test_samples: PositiveInt | None = Field(200, description="how many test images; null: all")
+    samples: PositiveInt = Field(
+        10, description="perturbed versions of each image, uniform and Gaussian ones each; the papers take 200"
+    )
+    radius: float = Field(0.2, gt=0, description="of the uniform perturbation, in units of the normalised image")
+    sigma: float = Field(0.1, gt=0, description="of the Gaussian perturbation, in units of the normalised image")
+
 
 # --- agreement
 
+
+class Agreement(MapTest):
+    """agreement: how alike the maps of every two methods are."""
+
+    test_samples: PositiveInt | None = Field(500, description="how many test images; null: all")
+    top_fraction: float = Field(0.1, gt=0, le=1, description="share of the pixels that counts as the most important")
+
+
 # --- sanity_checks
+
+
+class DataRandomisation(Section):
+    """A network of train_cls.model, trained on permuted labels until it knows them by heart."""
+
+    nb_epochs: PositiveInt = Field(200, description="passes over the training images, at most")
+    until_accuracy: float = Field(
+        0.95, gt=0, le=1, description="training accuracy that is enough; below it the test says nothing"
+    )
+
+
+class SanityChecks(ExplainingTest):
+    """sanity-checks: do maps change when the classifier forgets what it has learnt?"""
+
+    test_samples: PositiveInt | None = Field(100, description="how many test images; null: all")
+    orders: Annotated[list[Literal["top_down", "bottom_up", "independent"]], AfterValidator(_distinct)] = Field(
+        ["top_down", "independent"], description="of the layers' randomisation; top_down and bottom_up cascade"
+    )
+    layer_depth: PositiveInt | None = Field(
+        2, description="what a layer is: a module at this depth; null: every module with reset_parameters"
+    )
+    initialisation: Literal["published", "reset"] = Field(
+        "published", description="published: the rule of the masking-based saliency code; reset: reset_parameters"
+    )
+    keep_statistics: bool = Field(True, description="running statistics of normalisation layers stay as learnt")
+    random_logit: bool = Field(True, description="also compare with the maps of a random other class")
+    data_randomisation: DataRandomisation | None = Field(
+        None, description="also compare with a network trained on permuted labels; {} for the defaults"
+    )
+    low_similarity: float = Field(
+        0.5, gt=0, lt=1, description="a method passes where the interval of its similarity lies below, and fails above"
+    )
+
 
 # ---
 
@@ -344,9 +415,13 @@ class Config(Section):
     extract_cams: ExtractCams | None = None
     retrain_cls: RetrainCls | None = None
     pixel_perturbation_analysis: PixelPerturbationAnalysis | None = None
-    faithfulness: Faithfulness | None = None
+    complexity: Complexity | None = None
+    robustness: Robustness | None = None
+    agreement: Agreement | None = None
+    sanity_checks: SanityChecks | None = None
     insertion_deletion: InsertionDeletion | None = None
     road: Road | None = None
+    faithfulness: Faithfulness | None = None
     report: Report = Report()
 
 
