@@ -15,6 +15,7 @@ from heatproof import removal
 from heatproof.errors import InputError
 from heatproof.metrics.insertion_deletion import gradmask_deletion_auc, gradmask_insertion_auc
 from heatproof.models import Normalization
+from heatproof.removal import regions
 from heatproof.removal.gradmask import BASELINES, gradmask_scores
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vit"
@@ -128,6 +129,25 @@ def test_baselines_are_gradmasks(reference):
     blurred = BASELINES["blur"](images)[0, :, 64:128, 64:128]
     np.testing.assert_allclose(blurred, data["blur_baseline_crop"], atol=5e-6)
     np.testing.assert_allclose(BASELINES["mean"](images), data["mean_baseline_value"], atol=5e-6)
+
+
+def test_our_own_protocol_gives_gradmasks_scores_where_no_fault_is_in_the_way(reference):
+    model, data, images = reference
+    sums = data["map_distinct"][None] * 256
+    ranks = regions.patch_ranks(removal.orders(sums), regions.square_patches((224, 224), 16))
+    patches = np.array([int(p / 100 * 196 + 1e-6) for p in data["perc_patches"]])
+    steps = np.arange(1, 197) / 196
+    scores = removal.degraded_scores(
+        model,
+        images,  # normalised already, so that black is GradMask's
+        ranks,
+        data["label"][None],
+        normalize=lambda pixels: pixels,
+        fractions=steps,
+        fill=removal.Black(),
+    ).probability[0]
+    np.testing.assert_allclose(scores[0][patches], data["patches_black_deletion"], atol=5e-6)
+    np.testing.assert_allclose(scores[1][::-1][patches], data["patches_black_insertion"], atol=5e-6)
 
 
 def test_the_baselines_of_a_batch_are_those_of_its_images():

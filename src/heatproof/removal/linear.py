@@ -52,11 +52,16 @@ def impute_linear(
     Reference:
         Rong et al., arXiv:2202.00449 (ROAD): noisy linear imputation.
 
+    The image 1 to 9: first its centre goes, then a corner, then the centre and the middle of the right edge.
+
     >>> image = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
-    >>> corner = torch.zeros(1, 3, 3, dtype=torch.bool)
-    >>> corner[0, 0, 0] = True
-    >>> round(impute_linear(image, corner)[0, 0, 0, 0].item(), 6)
-    3.4
+    >>> for holes in ([4], [0], [4, 5]):
+    ...     removed = torch.zeros(1, 9, dtype=torch.bool)
+    ...     removed[0, holes] = True
+    ...     print([f"{value:.6f}" for value in impute_linear(image, removed.view(1, 3, 3)).flatten()[holes]])
+    ['5.000000']
+    ['3.400000']
+    ['4.913043', '5.478261']
     """
     pixels = as_float(pixels)
     holes = by_channel(removed, pixels)
