@@ -17,6 +17,7 @@ from heatproof.errors import MapError
 from heatproof.methods.explainer import Explainer
 
 PREFIX = "twin:"  # in the place of a dotted path
+AVERAGE = "average"
 RESULTS_VERSION = 1
 SIGMA = 1.0  # pixels, as in SIA's study of blurred maps
 
@@ -46,9 +47,9 @@ class Twin:
         """The twins (B, H, W) of the maps in these rows (B,) of the source; NaN where the source's is invalid."""
         maps = self.source.maps(rows)
         valid = ~self.source.invalid[rows]
-        derived = np.full(maps.shape, np.nan, dtype=np.float32)
-        derived[valid] = self._derived(maps[valid].astype(np.float64))
-        return derived
+        found = np.full(maps.shape, np.nan, dtype=np.float32)
+        found[valid] = self._derived(maps[valid].astype(np.float64))
+        return found
 
     def ranks(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Ranks (B, H, W) where the source's say them; None where they are those of the maps. 0 in invalid rows."""
@@ -58,17 +59,10 @@ class Twin:
         return np.where(self.source.invalid[rows][:, None, None], 0, ranks[0].size - 1 - ranks)
 
     def _derived(self, maps: NDArray[np.float64]) -> NDArray[np.float64]:
-        found: NDArray[np.float64]
-        if self.kind == "inverse":
-            found = -maps
-        elif self.kind == "average":
-            total, count = self._total
-            found = (total - maps) / (count - 1)
-        elif self.kind == "blurred":
-            found = ndimage.gaussian_filter(maps, (0, SIGMA, SIGMA), mode="nearest")
-        else:
-            found = ndimage.maximum_filter(maps, (1, 3, 3), mode="nearest")
-        return found
+        if self.kind != AVERAGE:
+            return derived(self.kind, maps)
+        total, count = self._total
+        return (total - maps) / (count - 1)
 
     @functools.cached_property
     def _total(self) -> tuple[NDArray[np.float64], int]:
@@ -83,9 +77,34 @@ class Twin:
         return total, count
 
 
+def derived(kind: str, maps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The twins (N, H, W) that need no other map than their own: `blurred`, `max3`, `inverse`.
+
+    >>> derived("max3", np.array([[[0.0, 0.0, 0.0, 5.0]]]))
+    array([[[0., 0., 5., 5.]]])
+    """
+    found: NDArray[np.float64]
+    if kind == "blurred":
+        found = ndimage.gaussian_filter(maps, (0, SIGMA, SIGMA), mode="nearest")
+    elif kind == "max3":
+        found = ndimage.maximum_filter(maps, (1, 3, 3), mode="nearest")
+    else:
+        found = -maps
+    return found
+
+
 def is_twin(path: str) -> bool:
     """Whether a configuration's entry names a twin in the place of a dotted path."""
     return path.startswith(PREFIX)
+
+
+def kind_of(path: str) -> str:
+    """Which twin a configuration's entry names.
+
+    >>> kind_of("twin:blurred")
+    'blurred'
+    """
+    return path.removeprefix(PREFIX)
 
 
 def source_of(twin: Explainer) -> Explainer:
