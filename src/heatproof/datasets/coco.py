@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from heatproof.datasets import listed, pictures
 from heatproof.datasets.dataset import Boxes, Indices, covered
@@ -182,7 +181,9 @@ class CocoSamples(FolderSamples):
         """Objects or crowds of a photograph in its frame: their shapes, or their boxes where no shapes are told."""
         items, own = self._chosen(row, crowds=crowds), self._photographs[row]
         bare = [item for item in items if item.shape is None]
-        region: NDArray[np.bool_] = covered([self._framed_boxes(row, bare)], self.size)[0]
+        region: NDArray[np.bool_] = covered([self._framed_boxes(row, bare)], self.framing.frame(own.width, own.height))[
+            0
+        ]
         shaped = [item.shape for item in items if item.shape is not None]
         if not shaped:
             return region
@@ -274,12 +275,34 @@ def _drawn(shape: Any, width: int, height: int) -> NDArray[np.bool_]:
     """Polygons or run lengths as a mask (height, width)."""
     if isinstance(shape, dict):
         return run_lengths(shape["counts"], *shape["size"])
-    canvas = Image.new("1", (width, height))
-    draw = ImageDraw.Draw(canvas)
-    for polygon in shape:
-        # COCO counts from the corner of a pixel, Pillow from its centre.
-        draw.polygon([(x - 0.5, y - 0.5) for x, y in zip(polygon[::2], polygon[1::2], strict=True)], fill=1)
-    return np.array(canvas)
+    filled: NDArray[np.bool_] = np.any([inside(np.array(polygon), height, width) for polygon in shape], axis=0)
+    return filled
+
+
+def inside(polygon: NDArray[np.floating], height: int, width: int) -> NDArray[np.bool_]:
+    """The pixels (height, width) whose centres lie inside a polygon, by counting how many edges lie to their left.
+
+    COCO's own code draws outlines on a finer grid; the two differ along the outline, by less than a pixel.
+
+    Args:
+        polygon: (2 V,) x and y of the corners in turn, counted from the upper left corner of the first pixel.
+        height: of the mask.
+        width: of the mask.
+
+    >>> inside(np.array([1.0, 0.0, 3.0, 0.0, 3.0, 2.0, 1.0, 2.0]), 3, 4).astype(int)
+    array([[0, 1, 1, 0],
+           [0, 1, 1, 0],
+           [0, 0, 0, 0]])
+    """
+    corners = polygon.reshape(-1, 2)
+    centres = np.arange(height) + 0.5
+    turns = np.zeros((height, width + 1), dtype=np.int64)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        rows = np.flatnonzero((y0 <= centres) != (y1 <= centres))
+        at = x0 + (centres[rows] - y0) * (x1 - x0) / (y1 - y0 if y1 != y0 else 1.0)
+        np.add.at(turns, (rows, np.clip(np.ceil(at - 0.5), 0, width).astype(np.int64)), 1)
+    odd: NDArray[np.bool_] = turns.cumsum(axis=1)[:, :width] % 2 == 1
+    return odd
 
 
 def run_lengths(counts: str | Sequence[int], height: int, width: int) -> NDArray[np.bool_]:

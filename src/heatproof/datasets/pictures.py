@@ -84,7 +84,7 @@ class Framing:
         """Boxes (k, 4) of a picture, half-open and in its pixels, in its frame: unclipped integers (k, 4).
 
         An edge goes to where the mask of the box would have it, so that a box stays tight around its mask. One that
-        becomes thinner than half a pixel may become empty.
+        becomes thinner than a pixel may become empty.
 
         Args:
             boxes: x0, y0, x1, y1.
@@ -103,6 +103,10 @@ class Framing:
         """Height and width of all frames; None where they depend on the picture."""
         side = self.crop if self.crop is not None else self.resize if self.squash else None
         return None if side is None else (side, side)
+
+    def frame(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width of the frame of a picture of this size."""
+        return self.size or self.scaled(width, height)[::-1]
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of a picture after scaling, before the cut."""

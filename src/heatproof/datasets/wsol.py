@@ -51,7 +51,7 @@ def wsol(
     A picture without a line there has no object: its region is empty.
 
     Boxes are scaled as there, by multiplication and truncation, and become half-open: x1 is one more than the number
-    there. Masks of any mode are read (1 bit, grey, colours: all that is not black), united, and brought to the frame by
+    there. (In a picture smaller than its frame, truncation thus ends a box up to a scaled pixel too early.) Masks of any mode are read (1 bit, grey, colours: all that is not black), united, and brought to the frame by
     nearest neighbour, as the picture is; what the ignore file marks counts neither way, apart from the objects.
 
     Args:
