@@ -166,6 +166,12 @@ class TestFit:
         assert same(continued.state, whole.state)
         assert continued.history == whole.history
 
+    def test_no_epoch_follows_one_that_is_enough_also_after_a_restart(self, tmp_path):
+        whole = fit()
+        enough = {"is_enough": lambda line: line.epoch == 2, "checkpoint": tmp_path / "checkpoint.pt"}
+        assert fit(**enough).history == whole.history[:2]
+        assert fit(net(seed=9), **enough).history == whole.history[:2]
+
     def test_a_checkpoint_of_another_training_is_not_used(self, tmp_path):
         fit(checkpoint=tmp_path / "c.pt", identity="a", recipe=recipe(epochs=2))
         lines = []

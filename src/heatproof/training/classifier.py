@@ -113,6 +113,7 @@ def fit(
     identity: str = "",
     checkpoint_every_s: float = 0.0,
     on_epoch: Callable[[Epoch, Sequence[Epoch]], None] | None = None,
+    is_enough: Callable[[Epoch], bool] | None = None,
     describe: str | None = None,
 ) -> Fitted:
     """Trains `module` in place and returns the best epoch's weights.
@@ -131,6 +132,7 @@ def fit(
         identity: what the training depends on; a checkpoint of another identity is not used.
         checkpoint_every_s: least time between two checkpoints.
         on_epoch: called after each epoch with its line and all lines so far.
+        is_enough: asked after each epoch with its line; once it says yes, no further epoch follows.
         describe: text of a progress bar on stderr; None shows none.
 
     Raises:
@@ -144,6 +146,8 @@ def fit(
     bar = runtime.progress(recipe.epochs * steps, describe, "step", first * steps) if describe else None
     with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
         for epoch in range(first, recipe.epochs):
+            if is_enough is not None and run.history and is_enough(run.history[-1]):
+                break
             line = run.epoch(epoch, train, validation, (lambda: None) if bar is None else bar.update)
             if bar is not None:
                 bar.set_postfix_str(f"epoch {epoch + 1}, validation {line.validation_accuracy:.1%}", refresh=False)
