@@ -21,7 +21,6 @@ BY_ROW = {
     ),
     "infidelity": faithfulness.infidelity,
     "monotonicity": lambda a, b: faithfulness.monotonicity(np.sort(a, axis=1) + (b > 2)),
-    "rising_share": lambda a, b: faithfulness.rising_share(a),
 }
 # Over all images together, on purpose; each has its own tests.
 JOINTLY = {"moments", "correlation_of_moments", "sensitivity_n"}
@@ -127,16 +126,13 @@ def test_adding_what_speaks_for_the_class_lets_the_score_rise():
     contributions = np.sort(np.abs(pixels_of(np.random.default_rng(2)).reshape(6, -1)), axis=1)
     rising = contributions.cumsum(axis=1)
     np.testing.assert_array_equal(faithfulness.monotonicity(rising), 1)
-    np.testing.assert_array_equal(faithfulness.rising_share(rising), 1)
     np.testing.assert_array_equal(faithfulness.monotonicity(-rising), 0)
-    np.testing.assert_array_equal(faithfulness.rising_share(-rising), 0)
 
 
 def test_a_fall_within_the_tolerance_is_no_fall():
     curve = [[0.1, 0.5, 0.499]]
     assert faithfulness.monotonicity(curve) == 0
     assert faithfulness.monotonicity(curve, tolerance=0.01) == 1
-    assert faithfulness.rising_share(curve) == 0.5
     assert np.isnan(faithfulness.monotonicity([[0.1, np.nan, 0.2]]))
 
 

@@ -200,8 +200,8 @@ def monotonicity(curve: ArrayLike, tolerance: float = 0.0) -> NDArray[np.float64
     """1 where the score never falls while pixels are added to an empty image, the least important first; else 0.
 
     Pixels are added to the fill and stay; the curve is that of MoRF read from its end. Evidence against the class comes
-    first and lets the score fall, so a right map with negative values may score 0: a strict test, best read as the share
-    of images that pass. `rising_share` is its graded form.
+    first and lets the score fall, so a right map with negative values may score 0. All or nothing: with many steps hardly
+    any image of a real classifier passes, whatever the map.
 
     Args:
         curve: (N, S) scores while pixels are added, from the empty to the untouched image.
@@ -216,25 +216,11 @@ def monotonicity(curve: ArrayLike, tolerance: float = 0.0) -> NDArray[np.float64
     >>> monotonicity([[0.1, 0.1, 0.5], [0.1, 0.6, 0.5]])
     array([1., 0.])
     """
-    rises = _rises(curve, tolerance)
-    return np.where(np.isnan(rises).any(axis=1), np.nan, (rises == 1).all(axis=1))
-
-
-def rising_share(curve: ArrayLike, tolerance: float = 0.0) -> NDArray[np.float64]:
-    """Share of steps at which the score does not fall while pixels are added, the least important first.
-
-    Args:
-        curve: (N, S) as for `monotonicity`, whose graded form this is.
-        tolerance: what may be lost in a step, for rounding.
-
-    Returns:
-        (N,), in [0, 1]; higher is better; NaN where a score is NaN.
-
-    >>> rising_share([[0.1, 0.1, 0.5], [0.1, 0.6, 0.5]])
-    array([1. , 0.5])
-    """
-    shares: NDArray[np.float64] = _rises(curve, tolerance).mean(axis=1)
-    return shares
+    scores = np.asarray(curve, dtype=np.float64)
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise InputError(f"curve: shape {scores.shape}; expected (N, S) with at least two steps")
+    changes = np.diff(scores, axis=1)
+    return np.where(np.isnan(changes).any(axis=1), np.nan, (changes >= -tolerance).all(axis=1))
 
 
 # --- over images: Sensitivity-n
@@ -338,12 +324,3 @@ def _beside_the_first(values: NDArray[np.float64], defined: NDArray[np.bool_]) -
     first = np.take_along_axis(values, defined.argmax(axis=0)[None], axis=0)
     differences = values - first
     return np.where(defined & (np.abs(differences) > _SAME * np.abs(first)), differences, 0.0)
-
-
-def _rises(curve: ArrayLike, tolerance: float) -> NDArray[np.float64]:
-    """(N, S - 1): 1 where a step does not lose more than the tolerance, else 0; NaN where that is not known."""
-    scores = np.asarray(curve, dtype=np.float64)
-    if scores.ndim != 2 or scores.shape[1] < 2:
-        raise InputError(f"curve: shape {scores.shape}; expected (N, S) with at least two steps")
-    changes = np.diff(scores, axis=1)
-    return np.where(np.isnan(changes), np.nan, changes >= -tolerance)

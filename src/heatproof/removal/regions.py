@@ -74,6 +74,23 @@ def patch_ranks(orders: NDArray[np.int64], patches: NDArray[np.int64]) -> NDArra
     return by_patch[:, patches]
 
 
+def equal_cuts(number: int, steps: int) -> NDArray[np.int64]:
+    """Cuts of an order of things into steps of equal size; a rest that fills no step is left out.
+
+    Args:
+        number: of the things: pixels, or squares.
+        steps: how many are wanted; there are at most as many as things, and more where the rest fills further ones.
+
+    Returns:
+        (S + 1,) things before each step, from 0.
+
+    >>> equal_cuts(10, 3), equal_cuts(2, 5)
+    (array([0, 3, 6, 9]), array([0, 1, 2]))
+    """
+    size = max(1, number // steps)
+    return np.arange(0, number + 1, size)
+
+
 def step_subsets(ranks: Tensor, cuts: ArrayLike) -> Tensor:
     """Each step of an order by itself: the pixels of rank cuts[k] to cuts[k + 1] - 1.
 
