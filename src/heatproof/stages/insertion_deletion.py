@@ -37,9 +37,21 @@ class InsertionDeletionTest:
     settings: config.InsertionDeletion
     section = "insertion_deletion"
     scores = (
-        Score("insertion", "higher", "area below the insertion curve: mean score of the target", headline=True),
-        Score("deletion", "lower", "area below the deletion curve: mean score of the target", headline=True),
-        Score("insertion_minus_deletion", "higher", "area of insertion minus area of deletion"),
+        Score(
+            "insertion",
+            "higher",
+            "area below the insertion curve: mean probability of the target, in [0, 1]; or mean logit",
+            headline=True,
+        ),
+        Score(
+            "deletion",
+            "lower",
+            "area below the deletion curve: mean probability of the target, in [0, 1]; or mean logit",
+            headline=True,
+        ),
+        Score(
+            "insertion_minus_deletion", "higher", "area of insertion minus area of deletion, in [-1, 1]; or in logits"
+        ),
         Score("insertion_normalised", "higher", "area of insertion as a multiple of the untouched image's probability"),
         Score("deletion_normalised", "lower", "area of deletion as a multiple of the untouched image's probability"),
         Score(

@@ -177,7 +177,10 @@ def _consistency(
 
 
 def _with_interval(scores: NDArray[np.float64], seed: int) -> list[float | None]:
-    """Consistency of the means of (N, 2, M) and its bootstrap interval over images; None where undefined."""
+    """Consistency of the means of (N, 2, M) and its bootstrap interval over images; None where undefined.
+
+    Resamples in which all methods are equal in one order have no ranking, and are left out of the interval.
+    """
 
     def statistic(sums: NDArray[np.float64]) -> NDArray[np.float64]:
         return road.consistency(sums[:, 0], sums[:, 1])
