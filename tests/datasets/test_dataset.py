@@ -19,6 +19,7 @@ class Source:
     size = (2, 4)
     channels = 3
     fingerprint = "twelve"
+    parts = ("train", "test")
 
     def open(self, part):
         pixels = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 3, 2, 4).contiguous()
@@ -156,3 +157,10 @@ def test_named_boxes_win_over_those_around_the_regions():
     split = Split("test", Annotated(regions, boxes), np.arange(3), (4, 5), 3)
     np.testing.assert_array_equal(split.boxes([1])[0], [[0, 0, 1, 1]])
     assert split.regions([1]).all()
+
+
+def test_the_splits_that_are_there_are_told_without_opening_them():
+    source = Source()
+    assert Dataset("Twelve", source, 0.5).splits == ("train", "validation", "test")
+    source.parts = ("test",)
+    assert Dataset("Twelve", source, 0.5).splits == ("test",)

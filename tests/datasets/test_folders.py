@@ -50,6 +50,7 @@ def test_val_stands_in_for_test_and_a_missing_part_matters_only_when_asked_for(t
     data = opened(tree(tmp_path, "val/a/0.png"))
     assert len(data.split("test")) == 1
     assert len(data.fingerprint) == 64
+    assert data.splits == ("test",)
     with pytest.raises(DataError, match="train: no such folder; put the train pictures there"):
         data.split("train")
 

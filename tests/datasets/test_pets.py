@@ -99,6 +99,7 @@ def test_an_animal_that_is_nowhere_has_an_empty_region_and_no_box(tmp_path):
 def test_parts_are_the_test_alone_a_share_or_the_published_ones(tmp_path):
     published(tmp_path)
     assert len(opened(tmp_path).split("test")) == 4
+    assert opened(tmp_path).splits == ("test",)
     with pytest.raises(DataError, match="all pictures are in the test part; set the option train_share") as error:
         opened(tmp_path).split("train")
     assert "\n" not in str(error.value)
@@ -106,6 +107,7 @@ def test_parts_are_the_test_alone_a_share_or_the_published_ones(tmp_path):
     assert [len(data.split(name).samples.files) for name in ("test", "validation")] == [2, 2]
     assert list(data.split("test").samples.files) == ["Abyssinian_2.jpg", "pug_2.jpg"]
     data = opened(tmp_path, official_parts=True)
+    assert data.splits == ("train", "validation", "test")
     assert list(data.split("validation").samples.files) == ["Abyssinian_1.jpg", "pug_1.jpg"]
     assert len({data.fingerprint, opened(tmp_path).fingerprint}) == 2
     with pytest.raises(InputError, match="train_share: cannot be set together with official_parts"):

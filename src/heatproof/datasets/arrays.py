@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heatproof import artefacts
-from heatproof.datasets.dataset import Indices, Part
+from heatproof.datasets.dataset import PARTS, Indices, Part
 from heatproof.errors import DataError
 
 
@@ -79,6 +79,13 @@ class NpzSource:
     def fingerprint(self) -> str:
         """SHA-256 of the file."""
         return artefacts.sha256(self.path)
+
+    @functools.cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts whose pictures the file holds."""
+        with _reading(self.path), zipfile.ZipFile(self.path) as archive:
+            names = archive.namelist()
+        return tuple(part for part in PARTS if f"{part}_images.npy" in names)
 
     def open(self, part: Part) -> ArraySamples:
         """Reads and checks the pictures and labels of a part."""

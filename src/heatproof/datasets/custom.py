@@ -14,7 +14,7 @@ from torch import Tensor
 
 from heatproof import plugins
 from heatproof.datasets import pictures
-from heatproof.datasets.dataset import Boxes, Indices, Part
+from heatproof.datasets.dataset import PARTS, Boxes, Indices, Part
 from heatproof.errors import DataError, HeatproofError
 
 _HELD_BYTES = 2**30
@@ -37,6 +37,8 @@ class CustomSource:
     Raises:
         PluginError: the path leads nowhere, or the options do not fit.
     """
+
+    parts = PARTS
 
     def __init__(self, path: str, folder: Path | None, options: Mapping[str, Any]):
         self.path, self.folder, self.options = path, folder, dict(options)

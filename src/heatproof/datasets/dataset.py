@@ -17,6 +17,7 @@ Indices = NDArray[np.int64]
 Boxes = NDArray[np.int64]  # (k, 4) of one picture: x0, y0, x1, y1 in pixels of the frame, half-open
 Part = Literal["train", "test"]
 
+PARTS: tuple[Part, ...] = ("train", "test")
 SPLITS: dict[str, Part] = {"train": "train", "validation": "train", "test": "test"}
 
 
@@ -64,6 +65,11 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str:
         """Names the content of all parts."""
+        ...
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """Those that are there, told without opening them."""
         ...
 
     def open(self, part: Part) -> Samples:
@@ -201,6 +207,12 @@ class Dataset:
     def fingerprint(self) -> str:
         """Names the content of the whole data set; that of a split changes only with the split."""
         return self.source.fingerprint
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits whose part is there: `("test",)` for a data set that is for testing alone."""
+        there = self.source.parts
+        return tuple(name for name, part in SPLITS.items() if part in there)
 
     def split(self, name: str) -> Split:
         """The split `train`, `validation` or `test`; its files are opened now, those of others are not.

@@ -118,17 +118,18 @@ class FolderSource:
         """Height and width after framing: of the first picture where the frame depends on it."""
         if self.framing.size is not None:
             return self.framing.size
-        part = next(iter(self._opened), None) or self._parts_there[0]
+        part = next(iter(self._opened), None) or self.parts[0]
         return self.open(part).size
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Names the files of all parts that are there."""
-        named = "\n".join(self.open(part).fingerprint for part in self._parts_there)
+        named = "\n".join(self.open(part).fingerprint for part in self.parts)
         return hashlib.sha256(named.encode()).hexdigest()
 
     @property
-    def _parts_there(self) -> list[Part]:
+    def parts(self) -> list[Part]:
+        """The parts whose folder is there."""
         return [part for part, folder in self.folders.items() if (self.root / folder).is_dir()]
 
     def open(self, part: Part) -> FolderSamples:

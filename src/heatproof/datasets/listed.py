@@ -32,7 +32,9 @@ class ListedSource:
         parts: Mapping[Part, Callable[[], FolderSamples]],
         missing: str,
     ):
-        self.class_names, self.framing, self.parts, self.missing = tuple(class_names), framing, dict(parts), missing
+        self.class_names, self.framing, self.missing = tuple(class_names), framing, missing
+        self.parts: tuple[Part, ...] = tuple(parts)
+        self._open = dict(parts)
         self._opened: dict[Part, FolderSamples] = {}
 
     @functools.cached_property
@@ -40,7 +42,7 @@ class ListedSource:
         """Height and width after framing: of the first picture where the frame depends on it."""
         if self.framing.size is not None:
             return self.framing.size
-        return self.open(next(iter({**self._opened, **self.parts}))).size
+        return self.open(next(iter({**self._opened, **self._open}))).size
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -53,7 +55,7 @@ class ListedSource:
         if part not in self._opened:
             if part not in self.parts:
                 raise DataError(self.missing)
-            self._opened[part] = self.parts[part]()
+            self._opened[part] = self._open[part]()
         return self._opened[part]
 
 
@@ -79,8 +81,9 @@ def parted(labels: Indices, train_share: float) -> dict[Part, Indices]:
 def no_training_part(root: Path) -> str:
     """What to tell who asks for the training part of a list that knows no parts."""
     return (
-        f"{root}: all pictures are in the test part; set the option train_share, say 0.5, to train on the first half "
-        "of each class (and set model.normalization, where only that is taken from the training pictures)"
+        f"{root}: all pictures are in the test part; set the option train_share, say 0.5, to train on the first half of "
+        "each class; or set what is otherwise taken from training pictures: model.normalization, and a fill without their "
+        "mean (zero_normalised)"
     )
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heatproof import artefacts, seeding
+from heatproof.datasets.dataset import PARTS
 from heatproof.errors import InputError
 
 GENERATOR_VERSION = 1  # raised whenever a byte of any picture changes
@@ -167,6 +168,7 @@ class PlantedSource:
     """A Planted data set as source of pictures: its options and the root seed."""
 
     channels = 3
+    parts = PARTS
 
     def __init__(self, options: Planted, seed: int):
         self.options, self.seed = options, seed

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from heatproof import downloads
 from heatproof.datasets.arrays import ArraySamples
-from heatproof.datasets.dataset import Part
+from heatproof.datasets.dataset import PARTS, Part
 from heatproof.errors import DataError
 
 DIGITS = tuple("0123456789")
@@ -34,6 +34,7 @@ class Cifar10Source:
     class_names = OBJECTS
     size = (32, 32)
     channels = 3
+    parts = PARTS
 
     def __init__(self, folder: Path):
         self._library = _torchvision("CIFAR10")
@@ -73,6 +74,7 @@ class MnistSource:
 
     size = (28, 28)
     channels = 1
+    parts = PARTS
 
     def __init__(self, name: str, folder: Path):
         self.name, self.folder = name, folder
