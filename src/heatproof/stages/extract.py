@@ -37,10 +37,10 @@ ROWS_PER_BLOCK = 1024  # what a kill costs at most, for each method
 
 
 def run(run: Run) -> None:
-    """Computes what is missing or stale of every method's maps, for all splits."""
+    """Computes what is missing or stale of every method's maps, for all splits that are there."""
     section = config.section(run.config, "extract_cams", config.ExtractCams)
     plan = Extraction.of(run, section)
-    for name in SPLITS:
+    for name in run.dataset.splits:
         folder = run.config.outdir / "extract_cams"
         plan.extract(run.dataset.split(name), {m.name: folder / m.name / f"{name}.h5" for m in plan.methods}, folder)
 

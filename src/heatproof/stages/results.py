@@ -63,9 +63,9 @@ class Results:
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Of each split; empty where the images are not there, which a report can do without."""
+        """Of each split that is there; empty where the images are not there, which a report can do without."""
         try:
-            return {name: self.run.dataset.split(name).fingerprint for name in SPLITS}
+            return {name: self.run.dataset.split(name).fingerprint for name in self.run.dataset.splits}
         except HeatproofError as error:
             logger.info("the images are not there, so results are not compared with them: %s", error)
             return {}
@@ -129,7 +129,8 @@ class Results:
             return None
         methods = section.methods()
         folder = self.settings.outdir / "extract_cams"
-        states = [store.read_state(folder / m.name / f"{split}.h5") for m in methods for split in SPLITS]
+        splits = tuple(self.fingerprints) or SPLITS
+        states = [store.read_state(folder / m.name / f"{split}.h5") for m in methods for split in splits]
         done = sum(state is not None and state.complete for state in states)
         return Progress("Attribution maps", _command(EXTRACT), done, len(states), "files", self.maps.remarks)
 
