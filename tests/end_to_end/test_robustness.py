@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -69,12 +70,9 @@ def test_results_hold_maximum_mean_and_slope(written):
 
 def test_the_batch_size_changes_nothing(written, tmp_path):
     path, run = written
-    other = Run(config.read(path, ["robustness.batch_size=5", "robustness.controls=[sobel]", f"outdir={tmp_path}"]))
-    model = f"{run.config.outdir}/train_cls/best_model.pth"
-    section = other.config.robustness.model_copy(
-        update={"model": other.config.robustness.model.model_copy(update={"pretrained_weights": model})}
-    )
-    robustness.run(Run(other.config.model_copy(update={"robustness": section})))
+    shutil.copytree(run.config.outdir / "train_cls", tmp_path / "train_cls")
+    changes = ["robustness.batch_size=5", "robustness.controls=[sobel]", f"outdir={tmp_path}"]
+    robustness.run(Run(config.read(path, changes)))
     for name in ("gradcam", "smoothgrad", "sobel"):
         found = store.RowReader(tmp_path / "robustness" / f"{name}.h5")
         np.testing.assert_array_equal(found.read("index"), column(run, name, "index"))

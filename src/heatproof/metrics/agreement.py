@@ -13,7 +13,6 @@ from scipy import stats as scipy_stats
 
 from heatproof import checks
 from heatproof.errors import InputError
-from heatproof.metrics import statistics
 
 RESULTS_VERSION = 1
 CELL = 16  # pixels of a HOG cell's side
@@ -36,8 +35,8 @@ def spearman(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     >>> spearman([[[1.0, 2.0], [3.0, 4.0]]], [[[1.0, 2.0], [4.0, 3.0]]]).round(12)
     array([0.8])
     """
-    first, second = _pair(a, b)
-    return statistics.spearman(_rows(first), _rows(second))
+    first, second = (_centred_ranks(_rows(maps)) for maps in _pair(a, b))
+    return _cosines(first, second)
 
 
 def abs_spearman(a: ArrayLike, b: ArrayLike, centre: float = 0.0) -> NDArray[np.float64]:
@@ -82,7 +81,7 @@ def spearman_matrix(maps: ArrayLike) -> NDArray[np.float64]:
     """
     array = np.asarray(maps, dtype=np.float64)
     checks.shapes("N M H W", maps=array)
-    return np.array([_correlations(_rows(image)) for image in array]).reshape(len(array), *[array.shape[1]] * 2)
+    return np.array([_matrix(_rows(image)) for image in array]).reshape(len(array), *[array.shape[1]] * 2)
 
 
 def top_k_overlap(a_ranks: ArrayLike, b_ranks: ArrayLike, fraction: float = 0.1) -> NDArray[np.float64]:
@@ -258,13 +257,8 @@ def hog_correlation(a: ArrayLike, b: ArrayLike, cell: int = CELL) -> NDArray[np.
     >>> hog_correlation(map_, 2 * map_).round(6)
     array([1.])
     """
-    vectors = [hog(_rows(maps).reshape(maps.shape), cell) for maps in _pair(a, b)]
-    centred = [vector - vector.mean(axis=1, keepdims=True) for vector in vectors]
-    lengths = [np.sqrt((vector**2).sum(axis=1)) for vector in centred]
-    products = (centred[0] * centred[1]).sum(axis=1)
-    scale = lengths[0] * lengths[1]
-    correlations: NDArray[np.float64] = np.divide(products, scale, out=np.full_like(products, np.nan), where=scale > 0)
-    return correlations
+    vectors = (hog(_rows(maps).reshape(maps.shape), cell) for maps in _pair(a, b))
+    return _cosines(*(vector - vector.mean(axis=1, keepdims=True) for vector in vectors))
 
 
 def cell_for(size: tuple[int, int]) -> int:
@@ -289,17 +283,24 @@ def _rows(maps: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, 0.0)
 
 
-def _correlations(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Spearman's correlation of each pair of rows (M, D)."""
-    ranks = scipy_stats.rankdata(rows, axis=1)
-    ranks -= (rows.shape[1] + 1) / 2  # the mean of any ranks, ties included
-    lengths = np.sqrt((ranks**2).sum(axis=1))
-    scale = np.outer(lengths, lengths)
-    products = np.einsum("id,jd->ij", ranks, ranks)
-    matrix: NDArray[np.float64] = np.divide(products, scale, out=np.full_like(products, np.nan), where=scale > 0)
-    defined = lengths > 0
-    matrix[defined, defined] = 1.0
-    return matrix
+def _centred_ranks(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks of the values in each row (M, D), ties by mid-ranks, minus the mean of all ranks."""
+    ranks: NDArray[np.float64] = scipy_stats.rankdata(rows, axis=1) - (rows.shape[1] + 1) / 2
+    return ranks
+
+
+def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cosine of the angle between vectors along the last axis: of centred ones, their correlation; NaN of zeros."""
+    products = (a * b).sum(axis=-1)
+    lengths = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
+    cosines: NDArray[np.float64] = np.divide(products, lengths, out=np.full_like(products, np.nan), where=lengths > 0)
+    return np.clip(cosines, -1.0, 1.0)  # rounding may lead beyond
+
+
+def _matrix(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Spearman's correlation of every two rows (M, D)."""
+    ranks = _centred_ranks(rows)
+    return np.stack([_cosines(ranks, row) for row in ranks])
 
 
 def _most_important(
