@@ -70,7 +70,7 @@ def scores(found: config.Config) -> dict[str, dict[str, Scored | Pooled | Curve]
 
 @pytest.fixture(scope="module")
 def default(trained):
-    found = settings(trained, SECTION)
+    found = settings(trained, SECTION, "faithfulness.test_samples=60")
     faithfulness.run(Run(found))
     return found
 
@@ -96,8 +96,8 @@ def test_a_map_of_equal_values_has_no_correlation_and_is_counted(default):
     with (default.outdir / "faithfulness" / "results.csv").open(newline="") as file:
         rows = {(row["method"], row["score"]): row for row in csv.DictReader(file)}
     assert rows["uniform", "faithfulness_correlation"]["n"] == "0"
-    assert rows["uniform", "faithfulness_correlation"]["n_undefined"] == "96"
-    assert rows["oracle", "faithfulness_correlation"]["n"] == "96"
+    assert rows["uniform", "faithfulness_correlation"]["n_undefined"] == "60"
+    assert rows["oracle", "faithfulness_correlation"]["n"] == "60"
     assert float(rows["oracle", "infidelity"]["mean"]) < float(rows["oracle", "infidelity"]["useless"])
 
 
@@ -143,6 +143,25 @@ def test_no_score_depends_on_how_many_images_are_at_work(trained, everything, tm
     first, second = (store.RowReader(run.outdir / "faithfulness" / "random.h5") for run in (everything, other))
     for column in set(itertools.chain.from_iterable(faithfulness.NEEDED.values())):
         np.testing.assert_allclose(first.read(column), second.read(column), rtol=1e-4, atol=1e-4)
+
+
+def test_noise_is_averaged_over_draws_and_other_fills_are_drawn_once(trained, tmp_path):
+    only = "    test_samples: 6\n    tests: region_perturbation\n"
+
+    def curves(fill, draws):
+        text = SECTION.replace("random, uniform, oracle, anti_oracle", "random") + only
+        changes = (f"faithfulness.fill={fill}", f"faithfulness.region_draws={draws}")
+        found = settings(trained, text, *changes, outdir=str(tmp_path / f"{fill}{draws}"))
+        faithfulness.run(Run(found))
+        return store.RowReader(found.outdir / "faithfulness" / "random.h5").read("region_curves")
+
+    np.testing.assert_array_equal(curves("mean", 3), curves("mean", 1))
+    one, three = curves("noise", 1), curves("noise", 3)
+    np.testing.assert_allclose(one[:, :, 0], three[:, :, 0])  # the untouched image
+    assert (one[:, :, -1] != three[:, :, -1]).all()
+    # All squares gone, nothing is left but noise: the mean of three draws, the first of which is the one.
+    others = (3 * three - one) / 2
+    assert ((others > -1e-9) & (others < 1 + 1e-9)).all()
 
 
 def test_a_finished_file_is_left_as_it_is(default):

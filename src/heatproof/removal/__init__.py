@@ -17,7 +17,7 @@ from heatproof.removal.fills import (
 )
 from heatproof.removal.linear import impute_linear
 from heatproof.removal.orders import First, count, inverse, orders, rank_tensor, ranks, removed, tie_keys, tied_share
-from heatproof.removal.scores import DegradedScores, degraded_scores
+from heatproof.removal.scores import DegradedScores, SubsetScores, degraded_scores, subset_scores
 
 __all__ = [
     "FILLS",
@@ -32,6 +32,7 @@ __all__ = [
     "NoisyLinear",
     "Replacing",
     "RiseBlur",
+    "SubsetScores",
     "ZeroNormalised",
     "build_fill",
     "count",
@@ -43,6 +44,7 @@ __all__ = [
     "rank_tensor",
     "ranks",
     "removed",
+    "subset_scores",
     "tie_keys",
     "tied_share",
 ]

@@ -20,7 +20,6 @@ from heatproof import config, removal, seeding, store
 from heatproof.metrics import faithfulness, perturbation
 from heatproof.metrics.score import Curve, Pooled, Score, Scored
 from heatproof.removal import regions
-from heatproof.removal.scores import SubsetScores, subset_scores
 from heatproof.stages.evaluate import Images, Subject, evaluate
 from heatproof.stages.retrain import build_fill
 from heatproof.stages.run import Run
@@ -398,9 +397,9 @@ class Trial:
 
     def _subset_scores(
         self, places: range, subsets: Callable[[int], NDArray[np.bool_]], fill: removal.Fill
-    ) -> SubsetScores:
+    ) -> removal.SubsetScores:
         rows = slice(places.start, places.stop)
-        return subset_scores(
+        return removal.subset_scores(
             self.subject.loaded.module,
             self.images.pixels[rows],
             torch.from_numpy(np.stack([subsets(place) for place in places])),
