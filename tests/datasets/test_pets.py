@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from heatproof.datasets import open_dataset
@@ -86,6 +87,23 @@ def test_the_boxes_of_heads_are_inclusive_and_only_some_have_one(tmp_path):
     first = split.fingerprint
     (tmp_path / "head_xml" / "pug_1.xml").write_text(voc_xml(120, 90, ("dog", 30, 20, 49, 38)))
     assert opened(tmp_path, boxes="head", resize=180, crop=None).split("test").fingerprint != first
+
+
+def test_a_batch_equals_its_pictures_one_by_one_and_may_be_empty(tmp_path, monkeypatch):
+    flat(tmp_path, border=6)
+    for i, name in enumerate(NAMES):
+        mask = rectangle(tmp_path / "images" / f"{name}.jpg", box=(10 * i, 5 * i, 60 + 10 * i, 60))
+        Image.fromarray(trimap_of(mask, border=6)).save(tmp_path / "trimaps" / f"{name}.png")
+    split = opened(tmp_path).split("test")
+    rows = [3, 0, 2, 2]
+    for workers in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda workers=workers: workers)
+        for read in (split.regions, split.ignored, split.boxes):
+            np.testing.assert_array_equal(
+                read(rows), np.concatenate([read([row]) for row in rows]).reshape(4, *read([0])[0].shape)
+            )
+    assert split.regions([]).shape == split.ignored([]).shape == (0, 224, 224)
+    assert split.boxes([]) == []
 
 
 def test_an_animal_that_is_nowhere_has_an_empty_region_and_no_box(tmp_path):
