@@ -173,16 +173,39 @@ def test_the_summary_counts_runs_and_says_what_they_cannot_tell(chained):
     assert {row["mean"] for row in rows if row["score"].startswith("order")} == {"not testable"}  # one method
 
 
-def test_maps_of_true_labels_are_refused_unless_asked_for(chained, tmp_path, capsys):
+@pytest.fixture
+def copied(chained, tmp_path):
+    """The finished run, to be changed."""
     shutil.copytree(chained.parent, tmp_path / "run")
     config = tmp_path / "run" / "small.yml"
     config.write_text(config.read_text().replace(str(chained.parent), str(tmp_path / "run")))
+    return config
+
+
+def test_maps_of_true_labels_are_refused_unless_asked_for(copied, capsys):
     label = "extract_cams.target=label"
-    assert heatproof("extract-attribution-maps", "--config", config, label) == 0
+    assert heatproof("extract-attribution-maps", "--config", copied, label) == 0
     capsys.readouterr()
-    assert heatproof("evaluate-attribution-maps-roar", "--config", config, label, "--dry-run") == 2
+    assert heatproof("evaluate-attribution-maps-roar", "--config", copied, label, "--dry-run") == 2
     assert (
         "the maps explain the true label, which a retrained network could read off the mask" in capsys.readouterr().err
     )
     allowed = "retrain_cls.allow_label_target=true"
-    assert heatproof("evaluate-attribution-maps-roar", "--config", config, label, allowed, "--dry-run") == 0
+    assert heatproof("evaluate-attribution-maps-roar", "--config", copied, label, allowed, "--dry-run") == 0
+
+
+def test_twins_of_sampled_images_come_from_the_full_file_or_from_the_samples(copied):
+    section = "pixel_perturbation_analysis"
+    assert heatproof("lerf", "--config", copied, f"{section}.twins=[max3]") == 0
+    full = reader(copied, "extract_cams", "gradcam", "test.h5")
+    twin = reader(copied, "extract_cams", "gradcam+max3", "test-40.h5")
+    assert twin.origin["source"] == full.content_id()
+    np.testing.assert_array_equal(twin.targets, full.targets[twin.index])
+    other = [f"{section}.attribution_methods.0.name=other", f"{section}.twins=[average, inverse]"]
+    assert heatproof("lerf", "--config", copied, *other) == 0
+    sampled = reader(copied, "extract_cams", "other", "test-40.h5")
+    average = reader(copied, "extract_cams", "other+average", "test-40.h5")
+    assert average.origin["source"] == sampled.content_id()
+    # The mean of the sample's other images, not of all test images.
+    expected = sampled.maps()[1:].astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(average.maps([0])[0], expected, atol=np.abs(expected).max() * 1e-3)
