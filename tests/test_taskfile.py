@@ -22,6 +22,14 @@ STAGES = {
     "evaluate-attribution-maps-roar": "configs/roar_cifar10_resnet8.yml",
     "roar": "configs/roar_cifar10_resnet8.yml",
     "lerf": "configs/lerf_imagenet_resnet50.yml",
+    "insertion-deletion": "configs/roar_cifar10_resnet8.yml",
+    "road": "configs/roar_cifar10_resnet8.yml",
+    "faithfulness": "configs/roar_cifar10_resnet8.yml",
+    "localise": "configs/photographs_pets.yml",
+    "complexity": "configs/roar_cifar10_resnet8.yml",
+    "robustness": "configs/roar_cifar10_resnet8.yml",
+    "agreement": "configs/roar_cifar10_resnet8.yml",
+    "sanity-checks": "configs/roar_cifar10_resnet8.yml",
     "report": "configs/roar_cifar10_resnet8.yml",
 }
 OTHERS = {"test", "lint", "bench", "build-docker", "bash-docker"}

@@ -279,7 +279,6 @@ class Faithfulness(MapTest):
         "faithfulness_estimate",
         "sensitivity_n",
         "infidelity",
-        "monotonicity",
     ]
     fill: str | Plugin = Field("mean", description="how removed pixels are replaced")
     score: Literal["probability", "logit", "logit_margin", "accuracy"] = Field(
@@ -309,6 +308,36 @@ class Faithfulness(MapTest):
 
 
 # --- localise
+
+
+class Localise(MapTest):
+    """localise: do maps point at the object, lie on it, and draw its box? For data that know where the object is."""
+
+    tolerance: float | None = Field(
+        None,
+        gt=0,
+        description="pointing: pixels; null: 15 for images of at least 128 pixels, 1 (on the object) for smaller",
+    )
+    force_tolerance: bool = Field(False, description="accept a tolerance of a quarter of the image's side, or more")
+    top_k: PositiveInt | None = Field(
+        None, description="top_k_in_region: pixels; null: as many of the image as 1000 are of 224 x 224"
+    )
+    mask: Literal["minmax", "as_is"] = Field(
+        "minmax",
+        description="F1 and mask statistics: scale each map to [0, 1] first; as_is: maps that are masks already",
+    )
+    convention: Literal["exact", "as_published"] = Field(
+        "exact", description="boxes: tight and half-open; or as the published code draws and compares them"
+    )
+    threshold_interval: float = Field(0.01, gt=0, lt=1, description="MaxBoxAcc: step from one threshold to the next")
+    value_interval: float = Field(0.01, gt=0, lt=1, description="PxAP: width of a bin")
+    size: PositiveInt | None = Field(
+        None, description="MaxBoxAcc and PxAP: resize maps to this side first (224 as published); null: as they are"
+    )
+    accepted_classes: dict[str, list[NonNegativeInt]] | None = Field(
+        None, description="for each label's name the model's classes that count as right; [] where there is none"
+    )
+
 
 # --- complexity
 
@@ -415,13 +444,14 @@ class Config(Section):
     extract_cams: ExtractCams | None = None
     retrain_cls: RetrainCls | None = None
     pixel_perturbation_analysis: PixelPerturbationAnalysis | None = None
+    insertion_deletion: InsertionDeletion | None = None
+    road: Road | None = None
+    faithfulness: Faithfulness | None = None
+    localise: Localise | None = None
     complexity: Complexity | None = None
     robustness: Robustness | None = None
     agreement: Agreement | None = None
     sanity_checks: SanityChecks | None = None
-    insertion_deletion: InsertionDeletion | None = None
-    road: Road | None = None
-    faithfulness: Faithfulness | None = None
     report: Report = Report()
 
 

@@ -47,6 +47,45 @@ STAGES = {
         "pixel_perturbation_analysis",
         is_map_test=True,
     ),
+    "insertion-deletion": Stage(
+        "heatproof.stages.insertion_deletion",
+        "insert pixels into a start image and delete them, the most important first, without retraining",
+        "insertion_deletion",
+        is_map_test=True,
+    ),
+    "road": Stage(
+        "heatproof.stages.road",
+        "ROAD: remove pixels and impute them from their neighbours, without retraining",
+        "road",
+        is_map_test=True,
+    ),
+    "faithfulness": Stage(
+        "heatproof.stages.faithfulness",
+        "region perturbation, pixel flipping, and do a map's values say how far the score falls",
+        "faithfulness",
+        is_map_test=True,
+    ),
+    "localise": Stage(
+        "heatproof.stages.localise",
+        "pointing game, boxes and masks: do maps find the object",
+        "localise",
+        is_map_test=True,
+    ),
+    "complexity": Stage(
+        "heatproof.stages.complexity", "is a map about few pixels or about all", "complexity", is_map_test=True
+    ),
+    "robustness": Stage(
+        "heatproof.stages.robustness",
+        "how far maps move when their images are perturbed a little",
+        "robustness",
+        is_map_test=True,
+    ),
+    "agreement": Stage("heatproof.stages.agreement", "how alike the maps of every two methods are", "agreement"),
+    "sanity-checks": Stage(
+        "heatproof.stages.sanity_checks",
+        "do maps change when the classifier forgets what it has learnt",
+        "sanity_checks",
+    ),
     "report": Stage("heatproof.stages.report", "one self-contained page of all results", "report"),
 }
 
