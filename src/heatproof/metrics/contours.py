@@ -102,17 +102,17 @@ def _parts(grey: NDArray[np.uint8], levels: NDArray[np.int64]) -> Iterator[tuple
 
 def _labelled(grey: NDArray[np.uint8], levels: NDArray[np.int64], first: int, corner: tuple[slice, slice]) -> _Part:
     foreground = grey[corner][None] > levels[:, None, None]
-    labels, _ = ndimage.label(foreground, structure=_EIGHT)
-    outer, outer_steps = _bounds(labels)
-    gaps, _ = ndimage.label(~foreground, structure=_FOUR)
-    holes, hole_steps = _bounds(gaps)
+    labels, count = ndimage.label(foreground, structure=_EIGHT)
+    outer, outer_steps = _bounds(labels, count)
+    gaps, count = ndimage.label(~foreground, structure=_FOUR)
+    holes, hole_steps = _bounds(gaps, count)
     height, width = foreground.shape[1:]
     # Beyond the corner there is background only, up to the frame: what touches its border is no hole.
     closed = (holes[:, :2] > 0).all(axis=1) & (holes[:, 2] < width) & (holes[:, 3] < height)
     filled, filled_boxes, filled_steps = labels, outer, outer_steps
     if closed.any():
-        filled, _ = ndimage.label(foreground | np.append(False, closed)[gaps], structure=_EIGHT)
-        filled_boxes, filled_steps = _bounds(filled)
+        filled, count = ndimage.label(foreground | np.append(False, closed)[gaps], structure=_EIGHT)
+        filled_boxes, filled_steps = _bounds(filled, count)
     # The last of the largest of each level: sorted by level, area and raster order, it stands before the next level.
     order = np.lexsort((_polygon_areas(filled, len(filled_boxes)), filled_steps))
     last = order[np.flatnonzero(np.diff(filled_steps[order], append=len(levels)))]
@@ -126,20 +126,43 @@ def _labelled(grey: NDArray[np.uint8], levels: NDArray[np.int64], first: int, co
     )
 
 
-def _bounds(labels: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Box and level of each label 1, 2, ..."""
-    found = ndimage.find_objects(labels)
-    rows = [(x.start, y.start, x.stop, y.stop, level.start) for level, y, x in found]
-    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
-    return table[:, :4], table[:, 4]
+def _bounds(labels: NDArray[Any], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Box and level of each label 1, 2, ..., count, from its runs along rows; labels do not touch within a row."""
+    _, height, width = labels.shape
+    first, last = _runs(labels > 0)
+    owner = labels.reshape(-1)[first]
+    rows, left = np.divmod(first, width)
+    level, top = np.divmod(rows, height)
+    boxes = np.zeros((count + 1, 4), dtype=np.int64)
+    boxes[:, :2] = width
+    np.minimum.at(boxes[:, 0], owner, left)
+    np.maximum.at(boxes[:, 2], owner, last - rows * width + 1)
+    # Runs come from top to bottom: the last to write a row wins.
+    boxes[owner, 3] = top + 1
+    boxes[owner[::-1], 1] = top[::-1]
+    levels = np.zeros(count + 1, dtype=np.int64)
+    levels[owner] = level
+    return boxes[1:], levels[1:]
 
 
 def _polygon_areas(labels: NDArray[Any], count: int) -> NDArray[np.float64]:
     """Area of the polygon through the pixel centres around each label; no label has a hole."""
-    corners = [labels[:, y : y + labels.shape[1] - 1, x : x + labels.shape[2] - 1] for y in (0, 1) for x in (0, 1)]
-    filled: NDArray[np.uint8] = np.sum([part > 0 for part in corners], axis=0, dtype=np.uint8)
-    places = np.nonzero(filled >= 3)
-    # Three of four pixels are neighbours of one another, so all that are set carry the same label.
-    owners = np.maximum(corners[0][places], corners[3][places])
-    weights = np.where(filled[places] == 4, 1.0, 0.5)
+    if min(labels.shape[1:]) < 2:
+        return np.zeros(count)
+    filled = labels > 0
+    both, one = filled[:, :-1] & filled[:, 1:], filled[:, :-1] | filled[:, 1:]  # of a pixel and the one below it
+    # A 2 x 2 block, at its upper left pixel: all four set, or three, which are neighbours and carry the same label.
+    first, last = _runs(both[:, :, :-1] & both[:, :, 1:])
+    three = np.nonzero((both[:, :, :-1] ^ both[:, :, 1:]) & one[:, :, :-1] & one[:, :, 1:])
+    upper, lower = labels[:, :-1, :-1], labels[:, 1:, 1:]
+    owners = np.concatenate([upper[np.unravel_index(first, upper.shape)], np.maximum(upper[three], lower[three])])
+    weights = np.concatenate([last - first + 1.0, np.full(len(three[0]), 0.5)])
     return np.bincount(owners, weights=weights, minlength=count + 1)[1:].astype(np.float64)
+
+
+def _runs(filled: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last position, in the flattened array, of each run along the last axis."""
+    starts, ends = filled.copy(), filled.copy()
+    starts[..., 1:] &= ~filled[..., :-1]
+    ends[..., :-1] &= ~filled[..., 1:]
+    return np.flatnonzero(starts), np.flatnonzero(ends)
