@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 
 from heatproof import config, removal, store
 from heatproof.errors import MapError
-from heatproof.methods.explainer import Explained, Explainer
+from heatproof.methods.explainer import Explainer
 from heatproof.stages import extract, twins
 
 SIZE = (6, 5)
@@ -147,19 +146,3 @@ def test_twins_stand_behind_the_methods_and_controls_have_none():
     assert [m.control for m in listed] == [False, True, True, True, True]
     source = twins.source_of(extract.explainer(listed[3]))
     assert source == Explainer("grad", "a.b", {"k": 1}, "sum", "error")
-
-
-def test_a_twin_of_a_method_at_work_is_the_twin_of_its_maps():
-    maps = torch.from_numpy(drawn(3))
-
-    def explain(images, targets, indices):
-        return Explained(maps, torch.tensor([False, True, False]))
-
-    for kind in ("blurred", "max3", "inverse"):
-        call = extract._bound_twin(Explainer("m", f"twin:{kind}", {}), explain)
-        found = call(torch.zeros(3), torch.zeros(3), torch.arange(3))
-        expected = twins.derived(kind, drawn(3).astype(np.float64)).astype(np.float32)
-        np.testing.assert_array_equal(found.maps[[0, 2]], expected[[0, 2]])
-        assert found.invalid.tolist() == [False, True, False]
-    with pytest.raises(MapError, match="the average of stored maps cannot be computed for other images"):
-        extract._bound_twin(Explainer("m+average", "twin:average", {}), explain)

@@ -202,12 +202,6 @@ class Extraction:
 
     def bind(self, method: Explainer, split: Split) -> Explain:
         """A method at work on the classifier: normalised images, targets and indices in the split -> maps."""
-        if twins.is_twin(method.path):
-            return _bound_twin(method, self.bind(twins.source_of(method), split))
-        if not is_called(method):
-            raise MapError(
-                f"{method.name}: imported maps cannot be computed for other images; leave the method out here"
-            )
         return method.bind(
             self.loaded.module,
             {
@@ -362,23 +356,6 @@ def is_complete(path: Path, wanted: Mapping[str, Any]) -> bool:
         logger.info("%s: complete", path)
         return True
     return False
-
-
-def _bound_twin(twin: Explainer, explain: Explain) -> Explain:
-    """Twins of what a method says of any images."""
-    kind = twins.kind_of(twin.path)
-    if kind == twins.AVERAGE:
-        raise MapError(
-            f"{twin.name}: the average of stored maps cannot be computed for other images; leave it out here"
-        )
-
-    def call(images: Tensor, targets: Tensor, indices: Tensor) -> Explained:
-        found = explain(images, targets, indices)
-        clean = torch.where(found.invalid[:, None, None], 0.0, found.maps).cpu().numpy().astype(np.float64)
-        maps = torch.from_numpy(twins.derived(kind, clean).astype(np.float32)).to(found.maps.device)
-        return Explained(maps, found.invalid)
-
-    return call
 
 
 def _code(method: Explainer) -> Any:
