@@ -245,7 +245,8 @@ def build_fill(run: Run, asked: str | config.Plugin, normalization: Callable[[],
     target = removal.FILLS.get(name) or (plugins.resolve(name) if "." in name else None)
     means: dict[str, tuple[float, ...]] = {}
     if target is not None and plugins.wants(target, "mean"):
-        means["mean"] = run.statistics.mean
+        # Data without a training part: the classifier's own normalisation tells the mean of what it was trained on.
+        means["mean"] = run.statistics.mean if "train" in run.dataset.splits else normalization().mean
     if target is not None and plugins.wants(target, "normalization_mean"):
         means["normalization_mean"] = normalization().mean
     return removal.build_fill(name, seed=run.config.seed, **means, **options)
