@@ -140,6 +140,20 @@ def test_nothing_is_computed_twice_and_what_was_lost_comes_back_in_the_same_byte
     assert {name for name in before if before[name] != after.get(name)} == set()
 
 
+def test_a_dry_run_says_what_is_to_be_done_and_does_nothing(written, caplog, tmp_path):
+    path, run = written
+    caplog.set_level(logging.INFO)
+    sanity_checks.run(Run(config.read(path), dry_run=True))
+    assert "to be " not in caplog.text
+    for name in ("train_cls", "extract_cams"):
+        shutil.copytree(run.config.outdir / name, tmp_path / name)
+    before = sorted(tmp_path.rglob("*"))
+    sanity_checks.run(Run(config.read(path, [f"outdir={tmp_path}"]), dry_run=True))
+    assert sorted(tmp_path.rglob("*")) == before
+    for name in ("top_down/06_conv1/gradient/test.h5: to be computed", "permuted_labels.pth: to be trained"):
+        assert name in caplog.text
+
+
 def test_a_network_that_does_not_know_the_permuted_labels_tells_nothing(written, caplog, tmp_path):
     path, run = written
     shutil.copytree(run.config.outdir / "train_cls", tmp_path / "train_cls")

@@ -358,15 +358,18 @@ def _compare(
     writer = store.RowWriter(
         path, columns, rows=len(stored.rows), origin=origin, kind=FORMAT, rows_per_shard=section.batch_size
     )
-    for block in writer.missing():
-        index = stored.rows[block.start : block.stop]
-        before = intact.maps(rows_of(intact, index)).astype(np.float64)
-        found: dict[str, list[NDArray[np.float64]]] = {score: [] for score in scores}
-        for reader in readers:
-            after = reader.maps(rows_of(reader, index)).astype(np.float64)
-            for score, similarity in scores.items():
-                found[score].append(similarity(before, after))
-        writer.write(block, {"index": index, **{score: np.stack(parts, axis=1) for score, parts in found.items()}})
+    missing = writer.missing()
+    with runtime.progress(sum(b.stop - b.start for b in missing), f"{path.parent.name} {path.stem}") as bar:
+        for block in missing:
+            index = stored.rows[block.start : block.stop]
+            before = intact.maps(rows_of(intact, index)).astype(np.float64)
+            found: dict[str, list[NDArray[np.float64]]] = {score: [] for score in scores}
+            for reader in readers:
+                after = reader.maps(rows_of(reader, index)).astype(np.float64)
+                for score, similarity in scores.items():
+                    found[score].append(similarity(before, after))
+            writer.write(block, {"index": index, **{score: np.stack(parts, axis=1) for score, parts in found.items()}})
+            bar.update(len(index))
     writer.finish()
     return origin
 
