@@ -75,6 +75,14 @@ def test_what_a_map_that_knows_nothing_scores_stands_beside_the_result(written):
     for score in ("pointing", "mass_in_region", "rank_in_region", "top_k_in_region", "average_precision"):
         assert float(useless[score]) == pytest.approx(means(run, score)["random"], abs=0.06)
     assert float(useless["roc_area_in_region"]) == 0.5
+    # A box around the whole image: it errs on objects this small, and shows the classifier all there is.
+    assert float(useless["le"]) == 1
+    assert float(useless["sm1"]) == 0
+    rows = store.RowReader(folder(run) / "random.h5")
+    assert float(useless["sm_acc"]) == (rows.read("prediction") == rows.read("label")).mean()
+    share = rows.read("region_share")
+    assert float(useless["f1"]) == pytest.approx((2 * share / (1 + share)).mean(), abs=0.05)
+    assert means(run, "reachable_overlap")["random"] == 1
 
 
 def test_all_declared_scores_are_read_and_no_other(written):
@@ -206,7 +214,9 @@ def settings(**changes):
 
 
 def subject(loaded, class_names=tuple("0123456789")):
-    return SimpleNamespace(loaded=loaded, run=SimpleNamespace(dataset=SimpleNamespace(class_names=class_names)))
+    data = SimpleNamespace(dataset="Made")
+    run = SimpleNamespace(dataset=SimpleNamespace(class_names=class_names), config=SimpleNamespace(data=data))
+    return SimpleNamespace(loaded=loaded, run=run)
 
 
 def made(maps, pictures, labels, logits, truths):
@@ -301,6 +311,7 @@ def test_an_image_whose_object_is_not_in_it_is_undefined():
     scores = {part.name: part for part in test.read((found | {"label": np.array([0, 0])}).__getitem__)}
     assert np.isnan(scores["pointing"].values).tolist() == [True, False]
     assert np.isnan(scores["average_precision"].values).tolist() == [True, False]
+    np.testing.assert_array_equal(found["reachable_overlap"], [np.nan, 1])
     for name in ("max_box_acc", "max_box_acc_v2", "pointing_class_mean"):
         pooled = scores[name]
         assert pooled.statistic(pooled.sums.sum(axis=0)[None]) == [1], name
@@ -375,9 +386,13 @@ def test_a_tolerance_can_be_forced(written):
     localise._check(run, localise.test(run.config).settings)
 
 
-def test_data_without_objects_are_refused_before_a_model_is_loaded(written, monkeypatch):
+def test_data_without_objects_are_refused_before_a_model_is_loaded(written, monkeypatch, capsys):
     path, _ = written
     monkeypatch.setattr(Split, "boxes", lambda self, indices: None)
     monkeypatch.setattr(Run, "trained", None)
-    with pytest.raises(DataError, match="Planted: the data set does not know where its objects are"):
-        localise.run(Run(config.read(path)))
+    assert heatproof("localise", "--config", path) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "Planted: the data set does not know where its objects are; localise needs regions or boxes" in line
+    without = Images(**(vars(coloured([0, 0])) | {"regions": None}))
+    with pytest.raises(DataError, match="does not know where its objects are"):
+        measured(without, ("a", "b", "c"))

@@ -223,6 +223,17 @@ def test_the_part_of_a_true_box_outside_the_image_cannot_be_found():
     np.testing.assert_allclose(boxes.f1(inside, truth), 2 * 0.5 / 1.5, atol=1e-5)
 
 
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_no_box_within_the_image_overlaps_more_than_can_be_reached(seed):
+    rng = np.random.default_rng(seed)
+    low = rng.integers(-4, 6, (2, 2))
+    truths = [np.concatenate([low, low + rng.integers(1, 6, (2, 2))], axis=1)]
+    x, y = (np.array([(a, b) for a in range(n) for b in range(a + 1, n + 1)]) for n in (5, 4))
+    every = np.array([(x0, y0, x1, y1) for x0, x1 in x for y0, y1 in y])
+    np.testing.assert_allclose(boxes.reachable_overlap(truths, (4, 5)), boxes.iou(every, truths[0]).max())
+
+
 def test_an_image_whose_boxes_lie_outside_has_no_object():
     truths = boxes.seen_truths(
         [np.array([[9, 9, 12, 12], [-5, 2, 0, 4]]), np.array([[-5, 2, 1, 4], [9, 0, 12, 2]])], (9, 9)
@@ -273,6 +284,7 @@ ALONE = {
     "box_overlaps": lambda b: boxes.box_overlaps(b.masks, b.boxes, [0.0, 0.3, 0.7]),
     "hits_at": lambda b: boxes.hits_at(b.masks, 0.5),
     "seen_truths": lambda b: boxes.seen_truths(b.boxes, (7, 6)),
+    "reachable_overlap": lambda b: boxes.reachable_overlap(b.boxes, (7, 6)),
     "mean_boxes": lambda b: boxes.mean_boxes(b.maps),
     "best_overlap": lambda b: boxes.best_overlap(b.predicted, b.boxes),
     "localisation_error": lambda b: boxes.localisation_error(b.predicted, b.boxes),

@@ -298,6 +298,32 @@ def best_overlap(boxes: ArrayLike, truths: Sequence[NDArray[Any]]) -> NDArray[np
     return result
 
 
+def reachable_overlap(truths: Sequence[NDArray[Any]], size: tuple[int, int]) -> NDArray[np.float64]:
+    """The overlap that a box within the image can have at most: below 1 where every true box is cut off by the frame.
+
+    The ceiling of `best_overlap`. An image where it is 0.5 or less errs, whatever box is drawn.
+
+    Args:
+        truths: for each image (k, 4), half-open, possibly partly outside the image.
+        size: height and width.
+
+    Returns:
+        (N,), in [0, 1]; NaN for an image without a box of positive area.
+
+    >>> reachable_overlap([np.array([[-2, 0, 2, 2]]), np.array([[0, 0, 2, 2]])], (4, 4))
+    array([0.5, 1. ])
+    """
+    frame = np.array([[0, 0, size[1], size[0]]])
+    result = np.full(len(truths), np.nan)
+    for row, given in enumerate(truths):
+        truth = _with_area(given)
+        if len(truth):
+            # What of a true box lies within the frame is the best box for it, and no other overlaps it more.
+            inside = np.maximum(np.minimum(truth[:, 2:], frame[:, 2:]) - np.maximum(truth[:, :2], 0), 0).prod(axis=1)
+            result[row] = (inside / (truth[:, 2:] - truth[:, :2]).prod(axis=1)).max()
+    return result
+
+
 def localisation_error(boxes: ArrayLike, truths: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
     """LE: 1 where no true box is overlapped by more than half, else 0; lower is better.
 

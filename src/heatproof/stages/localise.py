@@ -34,7 +34,8 @@ MOST_CLASSES = 100  # up to which the mean over classes is resampled: the work g
 PER_IMAGE = (
     "half", "tolerance", "hit", "hit_chance", "region_share", "mass_in_region", "absolute_mass_in_region", "rank_in_region",
     "top_k_in_region", "roc_area_in_region", "box_overlap", "le", "om", "f1", "f1a", "sm1", "sm2", "sm_correct", "top1", "top5",
-    "binarized", "avg_mask", "entropy", "tv",
+    "binarized", "avg_mask", "entropy", "tv", "reachable_overlap",
+    "whole_box_overlap", "whole_le", "whole_om", "whole_f1", "whole_f1a", "whole_sm", "whole_sm1", "whole_sm2", "whole_sm_acc",
 )  # fmt: skip
 
 
@@ -96,6 +97,12 @@ class Localisation:
         Score("binarized", "neither", "share of pixels above the map's mean, in [0, 1]", oracle_best=False),
         Score("avg_mask", "neither", "mean of the mask, in [0, 1]", oracle_best=False),
         Score("entropy", "neither", "mean of -m log2 m of the mask, in bits", oracle_best=False),
+        Score(
+            "reachable_overlap",
+            "neither",
+            "overlap that a box in the image can have at most: below 1 where the frame cuts the object, in [0, 1]",
+            oracle_best=False,
+        ),
         Score("tv", "neither", "mean squared difference of neighbours in the mask", oracle_best=False),
     )
 
@@ -152,6 +159,8 @@ class Localisation:
             "avg_mask": masks.average(mask),
             "entropy": masks.soft_entropy(mask),
             "tv": masks.total_variation(mask),
+            "reachable_overlap": boxes.reachable_overlap(truths, size),
+            **_whole_image(images.logits, truths, accepted, size),
         }
 
     def _masks(self, images: Images) -> NDArray[np.float64]:
@@ -213,11 +222,8 @@ class Localisation:
                 part = slice(start, start + rows)
                 crops = enlarged(subject.loaded.normalization(as_float(images.pixels[part])), drawn[part])
                 logits.append(subject.loaded.module(crops).cpu())
-        content = torch.cat(logits).to(torch.float64)
-        right = torch.from_numpy(accepted)
-        undefined = ~accepted.any(axis=1)
-        log_probability = content.log_softmax(dim=1).masked_fill(~right, float("-inf")).logsumexp(dim=1).numpy()
-        return np.where(undefined, np.nan, log_probability), _among_best(content.numpy(), accepted, 1)
+        content = torch.cat(logits).numpy()
+        return _log_probability(content, accepted), _among_best(content, accepted, 1)
 
     def read(self, column: Callable[[str], NDArray[Any]]) -> Iterator[Scored | Pooled]:
         """The scores; those of thresholds that are chosen for the data, and of pooled pixels, belong to all images together."""
@@ -232,10 +238,34 @@ class Localisation:
         yield Scored("average_precision", pixels.pixel_average_precision(np.nan_to_num(histogram)), useless=chance)
         yield Pooled("pxap", np.nan_to_num(histogram), pixels.pixel_average_precision)
         yield from _box_scores(column("best_overlap"), value["half"] == 1)
-        for name in ("box_overlap", "le", "om", "f1", "f1a", "sm1", "sm2", "binarized", "avg_mask", "entropy", "tv"):
+        value |= {"sm": boxes.saliency_metric(value["sm1"], value["sm2"]), "sm_acc": value["sm_correct"]}
+        for name in ("box_overlap", "le", "om", "f1", "f1a", "sm", "sm1", "sm2", "sm_acc"):
+            yield Scored(name, value[name], useless=value[f"whole_{name}"])
+        for name in ("reachable_overlap", "binarized", "avg_mask", "entropy", "tv"):
             yield Scored(name, value[name])
-        yield Scored("sm", boxes.saliency_metric(value["sm1"], value["sm2"]))
-        yield Scored("sm_acc", value["sm_correct"])
+
+
+def _whole_image(
+    logits: NDArray[Any], truths: list[NDArray[np.int64]], accepted: NDArray[np.bool_], size: tuple[int, int]
+) -> dict[str, NDArray[np.float64]]:
+    """What a mask of ones, and the box around it, would score: it knows nothing of the image."""
+    whole = np.tile(np.array([0, 0, size[1], size[0]]), (len(logits), 1))
+    ones = np.ones((len(logits), *size))
+    error = boxes.localisation_error(whole, truths)
+    top1 = _among_best(logits, accepted, 1)
+    sm1 = np.where(np.isnan(error), np.nan, boxes.log_area(whole, size))
+    sm2 = np.where(np.isnan(error), np.nan, _log_probability(logits, accepted))
+    return {
+        "whole_box_overlap": boxes.best_overlap(whole, truths),
+        "whole_le": error,
+        "whole_om": np.where(np.isnan(top1), np.nan, boxes.official_metric(error, top1 == 1)),
+        "whole_f1": boxes.f1(ones, truths),
+        "whole_f1a": boxes.f1a(ones, truths),
+        "whole_sm": boxes.saliency_metric(sm1, sm2),
+        "whole_sm1": sm1,
+        "whole_sm2": sm2,
+        "whole_sm_acc": np.where(np.isnan(error), np.nan, top1),
+    }
 
 
 def _pointing_scores(value: Mapping[str, NDArray[np.float64]], labels: NDArray[np.int64]) -> Iterator[Scored | Pooled]:
@@ -358,6 +388,14 @@ def _accepted(given: Mapping[str, list[int]] | None, class_names: tuple[str, ...
             )
         accepted[row, classes] = True
     return accepted
+
+
+def _log_probability(logits: NDArray[Any], accepted: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Logarithm of the summed probability of the right classes; NaN where no class is right."""
+    # The logarithm of a softmax that underflows would be minus infinity; the logarithm of its sums is not.
+    values = torch.from_numpy(logits).to(torch.float64).log_softmax(dim=1)
+    right = values.masked_fill(torch.from_numpy(~accepted), float("-inf")).logsumexp(dim=1)
+    return np.where(accepted.any(axis=1), right.numpy(), np.nan)
 
 
 def _among_best(logits: NDArray[Any], accepted: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
