@@ -318,6 +318,7 @@ class Localise(MapTest):
         gt=0,
         description="pointing: pixels; null: 15 for images of at least 128 pixels, 1 (on the object) for smaller",
     )
+    relative_tolerance: bool = Field(False, description="tolerance is a share of the image's diagonal")
     force_tolerance: bool = Field(False, description="accept a tolerance of a quarter of the image's side, or more")
     top_k: PositiveInt | None = Field(
         None, description="top_k_in_region: pixels; null: as many of the image as 1000 are of 224 x 224"
@@ -390,7 +391,10 @@ class Agreement(MapTest):
 
 
 class DataRandomisation(Section):
-    """A network of train_cls.model, trained on permuted labels until it knows them by heart."""
+    """A network of train_cls.model, trained on permuted labels until it knows them by heart.
+
+    As train_cls says, but without augmentation and at a constant rate.
+    """
 
     nb_epochs: PositiveInt = Field(200, description="passes over the training images, at most")
     until_accuracy: float = Field(

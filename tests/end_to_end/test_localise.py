@@ -202,6 +202,20 @@ def test_the_saliency_metric_of_given_boxes_is_the_published_one():
     np.testing.assert_allclose(boxes.log_area(drawn, (224, 224)), data["sm1_log_area"], atol=1e-3)
     np.testing.assert_allclose(log_probability, data["sm2_log_prob"], atol=1e-3)
     assert 100 * correct.mean() == data["acc_percent"]
+    # True boxes in place of drawn ones: the terms are averaged over an image's boxes, cut at the frame.
+    given = json.loads((GOLDEN / "saliency_metric_gt_boxes.json").read_text())
+    for row, image in enumerate(given):
+        visible = np.clip([corners(box) for box in image], 0, 224)
+        rows = np.full(len(visible), row)
+        repeated = made(
+            maps[rows], pictures[rows], labels[rows], np.zeros((len(rows), 10), dtype=np.float32), visible[:, None]
+        )
+        log_probability, _ = test._content(repeated, subject(loaded), visible, accepted[rows])
+        area = boxes.log_area(visible, (224, 224))
+        np.testing.assert_allclose(area.mean(), data["gt_sm1"][row], atol=1e-3)
+        np.testing.assert_allclose(log_probability.mean(), data["gt_sm2"][row], atol=1e-3)
+        sm = boxes.saliency_metric(area, log_probability).mean()
+        np.testing.assert_allclose(sm, data["gt_sm"][row], atol=1e-3)
 
 
 # What is right, where the model's classes are not the data's
@@ -370,6 +384,7 @@ def test_an_image_is_measured_alone():
     [
         ("localise.tolerance=15", "localise.tolerance: 15 pixels mean nothing on images of 32 x 32; take less than 8"),
         ("localise.tolerance=0", "localise.tolerance"),
+        ("localise={tolerance: 0.5, relative_tolerance: true}", "localise.tolerance: 22.6274 pixels mean nothing"),
         ("localise.accepted_classes={nobody: [1]}", "localise.accepted_classes: no label 'nobody'"),
         ("localise.accepted_classes={}", "localise.accepted_classes: no entry for"),
     ],

@@ -135,6 +135,25 @@ def test_boxes_given_from_outside_score_as_published():
         np.testing.assert_allclose(boxes.log_area(predicted, (224, 224)).mean(), expected["SM1"], atol=1e-3)
 
 
+def test_true_boxes_taken_as_masks_score_as_published():
+    run = json.loads((GOLDEN / "casme" / "score_run.json").read_text())
+    expected = run["special_ground_truth_first_10_images_batches_5_5"]
+    best, mean, areas = [], [], []
+    for image in run["gt_boxes"][:10]:
+        scores = []
+        visible = np.clip([corners(box) for box in image], 0, 224)
+        for box, (x0, y0, x1, y1) in zip(image, visible, strict=True):
+            mask = np.zeros((1, 224, 224))
+            mask[0, y0:y1, x0:x1] = 1
+            scores.append(boxes.f1(mask, [np.array([corners(box)])])[0])
+        best.append(max(scores))
+        mean.append(np.mean(scores))
+        areas.append(boxes.log_area(visible, (224, 224)).mean())
+    np.testing.assert_allclose(np.mean(best), expected["F1"], atol=1e-5)
+    np.testing.assert_allclose(np.mean(mean), expected["F1a"], atol=1e-5)
+    np.testing.assert_allclose(np.mean(areas), expected["SM1"], atol=1e-3)
+
+
 @given(st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
 def test_all_thresholds_at_once_are_the_thresholds_one_by_one(seed):

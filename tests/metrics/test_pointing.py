@@ -100,6 +100,8 @@ def test_a_tolerance_without_meaning_is_refused():
     with pytest.raises(InputError, match="15 pixels mean nothing on images of 32 x 32; take less than 8"):
         pointing.checked_tolerance((32, 32), 15)
     assert pointing.checked_tolerance((32, 32), 15, force=True) == 15
+    with pytest.raises(InputError, match="10 pixels mean nothing on images of 40 x 30"):
+        pointing.checked_tolerance((30, 40), 0.2, relative=True)
     with pytest.raises(InputError, match="never hits"):
         pointing.checked_tolerance((32, 32), 0, force=True)
 

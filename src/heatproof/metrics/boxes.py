@@ -251,7 +251,7 @@ def mean_boxes(
         dilate: so many are added after that.
 
     Returns:
-        (N, 4); zeros for a constant map.
+        (N, 4); zeros for a constant map, a mask of ones as well: nothing lies above its mean.
 
     Reference:
         Phang, Park, Geras, arXiv:2010.09750.

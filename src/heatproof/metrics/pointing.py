@@ -4,11 +4,13 @@ A point is (u, v) = column, row. The distance from a point to an object is Eucli
 in integers where points are: a distance of exactly the tolerance is a miss on every machine.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 
 from heatproof import checks
 from heatproof.errors import InputError
@@ -83,8 +85,6 @@ def chance(regions: NDArray[np.bool_], tolerance: float) -> NDArray[np.float64]:
     >>> chance(region, 1), chance(region, 2)
     (array([0.0625]), array([0.25]))
     """
-    from scipy import ndimage
-
     checks.shapes("N H W", regions=regions)
     shares = np.full(len(regions), np.nan)
     for row, region in enumerate(regions):
@@ -95,31 +95,37 @@ def chance(regions: NDArray[np.bool_], tolerance: float) -> NDArray[np.float64]:
     return shares
 
 
-def checked_tolerance(size: tuple[int, int], tolerance: float | None = None, *, force: bool = False) -> float:
+def checked_tolerance(
+    size: tuple[int, int], tolerance: float | None = None, *, relative: bool = False, force: bool = False
+) -> float:
     """The tolerance in pixels for images of a size; one that makes the game meaningless is refused.
 
     Args:
         size: height and width.
-        tolerance: None: 15 pixels, the published value, for photographs (shorter side of at least 128 pixels), 1 for smaller ones.
-        force: accept a tolerance of a quarter of the shorter side or more, with which a point in the middle nearly always hits.
+        tolerance: None: 15 pixels, the published value, for photographs (shorter side of at least 128 pixels), 1 for
+            smaller ones.
+        relative: `tolerance` is a share of the image's diagonal.
+        force: accept a tolerance of a quarter of the shorter side or more, with which a point in the middle nearly always
+            hits.
 
     Raises:
         InputError: the tolerance hits never, or nearly always.
 
-    >>> checked_tolerance((224, 224)), checked_tolerance((32, 32))
-    (15.0, 1.0)
+    >>> checked_tolerance((224, 224)), checked_tolerance((32, 32)), checked_tolerance((300, 400), 0.05, relative=True)
+    (15.0, 1.0, 25.0)
     """
     side = min(size)
     if tolerance is None:
         return 15.0 if side >= PHOTOGRAPH else 1.0
     if not tolerance > 0:
         raise InputError(f"tolerance: {tolerance!r} never hits; 1 means that the point itself lies on the object")
-    if tolerance >= side / 4 and not force:
+    distance = tolerance * math.hypot(*size) if relative else float(tolerance)
+    if distance >= side / 4 and not force:
         raise InputError(
-            f"tolerance: {tolerance:g} pixels mean nothing on images of {size[1]} x {size[0]}; "
+            f"tolerance: {distance:g} pixels mean nothing on images of {size[1]} x {size[0]}; "
             f"take less than {side / 4:g} (1: the point itself lies on the object), or force it"
         )
-    return float(tolerance)
+    return distance
 
 
 def class_accuracy(

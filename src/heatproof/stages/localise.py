@@ -177,7 +177,7 @@ class Localisation:
 
     def _region_scores(self, images: Images, region: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
         size, ignored = (region.shape[1], region.shape[2]), images.ignored
-        tolerance = pointing.checked_tolerance(size, self.settings.tolerance, force=self.settings.force_tolerance)
+        tolerance = _tolerance(self.settings, size)
         ranks = images.ranks.cpu().numpy()
         return {
             "tolerance": np.full(len(images), tolerance),
@@ -350,7 +350,7 @@ def run(run: Run) -> None:
 def _check(run: Run, settings: config.Localise) -> None:
     """Refuses, before any model is loaded, what cannot be measured."""
     try:
-        pointing.checked_tolerance(run.dataset.size, settings.tolerance, force=settings.force_tolerance)
+        _tolerance(settings, run.dataset.size)
     except InputError as error:
         raise ConfigError(f"localise.{error}: set localise.force_tolerance") from error
     split, class_names = run.dataset.split("test"), run.dataset.class_names
@@ -366,6 +366,12 @@ def _check(run: Run, settings: config.Localise) -> None:
             raise ConfigError(
                 f"localise.accepted_classes: no entry for {name!r}; [] where no class of the model is right"
             )
+
+
+def _tolerance(settings: config.Localise, size: tuple[int, int]) -> float:
+    return pointing.checked_tolerance(
+        size, settings.tolerance, relative=settings.relative_tolerance, force=settings.force_tolerance
+    )
 
 
 def _unknown(run: Run) -> str:
