@@ -10,7 +10,7 @@ from torch import nn
 
 from heatproof import removal
 from heatproof.errors import InputError, PluginError
-from heatproof.removal import FILLS, impute_linear
+from heatproof.removal import FILLS, impute_linear, linear
 
 MEAN, OTHER = (0.2, 0.5, 0.7), (0.4, 0.1, 0.9)
 ALL_FILLS = {name: removal.build_fill(name, mean=MEAN, normalization_mean=OTHER, seed=3) for name in FILLS}
@@ -214,14 +214,27 @@ def residual(filled, removed):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 8), (2, 3), (63, 70), (64, 64), (97, 65), (130, 71)])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.97])
-def test_imputation_solves_its_system_at_any_size(size, share):
+@pytest.mark.parametrize("solve", [linear.by_elimination, linear.by_conjugate_gradients])
+def test_imputation_solves_its_system_at_any_size(size, share, solve):
     # Both compact and scattered holes; from 64 pixels on, the solver also corrects at coarser scales.
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.random((2, 2, *size)))
     pixels[:, 0] = 0.5  # solved at once: the other channel must be waited for
     maps = np.stack([rng.random(size), ndimage.gaussian_filter(rng.random(size), 6) + 1e-9 * rng.random(size)])
     removed = torch.from_numpy(removal.removed(removal.ranks(removal.orders(maps), size), share))
-    assert residual(impute_linear(pixels, removed), removed) < 2e-6
+    holes = removed[:, None].expand(-1, 2, -1, -1)
+    imputed = torch.where(holes, solve(pixels, holes, torch.zeros(1, 2, 1, 1)), pixels)
+    assert residual(imputed, removed) < 2e-6
+
+
+def test_both_solvers_agree_where_each_channel_has_its_own_holes():
+    rng = np.random.default_rng(1)
+    pixels, holes = torch.from_numpy(rng.random((3, 3, 20, 17))), torch.from_numpy(rng.random((3, 3, 20, 17)) < 0.6)
+    found = [
+        solve(pixels, holes, torch.zeros(1, 3, 1, 1))
+        for solve in (linear.by_elimination, linear.by_conjugate_gradients)
+    ]
+    torch.testing.assert_close(found[0][holes], found[1][holes], rtol=0, atol=1e-5)
 
 
 def test_a_plain_image_is_imputed_by_its_colour():
