@@ -1,6 +1,5 @@
 """Sentences appear when their numbers say so, and only then."""
 
-import numpy as np
 import pytest
 
 from heatproof import report
@@ -132,16 +131,34 @@ def test_controls_may_tie():
     assert titles(health=[report.MapHealth("oracle", 200, 5, 0, False, 100, {0.5: 0.9})]) == []
 
 
-def test_tests_that_rank_alike_agree_and_opposite_ones_do_not():
-    roar = synthetic.retraining("roar")
+def test_opposite_orders_that_rank_alike_agree_at_every_fraction():
     turned = synthetic.curves(quality={name: -value for name, value in QUALITY.items()})
-    found = findings.agreement(scored([roar], turned), [roar], turned)
-    assert found.tests == ("ROAR", "MoRF", "LeRF")
-    np.testing.assert_allclose(found.spearman, [[1, -1, -1], [-1, 1, 1], [-1, 1, 1]])
-    assert [value for _, value in found.by_fraction["MoRF and LeRF"]] == pytest.approx([1.0] * 5)
+    ((pair, methods, values),) = findings.orders_by_fraction(METHODS, [], turned)
+    assert (pair, methods) == ("MoRF and LeRF", 3)
+    assert [value for _, value in values] == pytest.approx([1.0] * 5)
 
 
-def test_two_methods_are_too_few_to_rank():
-    quality = {name: value for name, value in QUALITY.items() if name not in ("bad",)}
-    roar, curves = synthetic.retraining("roar", quality=quality), synthetic.curves(quality=quality)
-    assert findings.agreement(scored([roar], curves), [roar], curves) is None
+def test_two_methods_are_too_few_to_compare_orders():
+    quality = {name: value for name, value in QUALITY.items() if name != "bad"}
+    assert list(findings.orders_by_fraction(METHODS, [], synthetic.curves(quality=quality))) == []
+
+
+def mask_line(method, mean, marks=""):
+    return report.RetrainingLine(
+        "accuracy", "mask_only", method, False, 0.3, "neither", 3, mean, useless=0.25, images_low=mean - 0.05,
+        images_high=mean + 0.05, marks=marks,
+    )  # fmt: skip
+
+
+def test_masks_that_tell_the_class_make_roar_unreadable():
+    lines = [mask_line("good", 0.8, "the masks alone tell the class"), mask_line("bad", 0.26)]
+    (finding,) = findings.findings([], None, [], METHODS, lines=lines)
+    assert finding.title == "ROAR cannot be read for good"
+    assert finding.points[0].startswith(
+        "good, 30\u202f% removed: accuracy 80\u202f% [0.750, 0.850] from the masks alone"
+    )
+    found = findings.verdict(scored([synthetic.retraining("roar")]), METHODS, 0.95, findings.leaking(lines))
+    marks = {row.method: row.marks[0] for row in found.rows}
+    assert marks["good"].text == "not readable: its masks alone tell the class"
+    assert marks["good"].passes == "unknown"
+    assert marks["bad"].passes == "none"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from heatproof import report
-from heatproof.report.page import Figure
+from heatproof.report.drawing import Drawing
+from heatproof.report.figures import Figure
 from heatproof.report.records import Progress
 from tests.report import synthetic
 
@@ -120,9 +121,17 @@ def test_charts_of_the_page_and_of_the_files_hold_the_same_lines(made):
 
 
 def test_downloads_hold_the_files(made, parsed):
-    figure = Figure(chart=None, csv="a,b\n1,2\n", svg="<svg/>")
+    figure = Figure("some", "Some", "a,b\n1,2\n", Drawing("<svg/>", b"png"))
     assert figure.csv_link == "data:text/csv;charset=utf-8,a%2Cb%0A1%2C2%0A"
-    assert sum(target.startswith("data:text/csv") for _, _, target in parsed(made.html).links) == 5
+    assert figure.files == {"some.csv": "a,b\n1,2\n", "some.svg": "<svg/>", "some.png": b"png"}
+    # Four charts, the agreement of the tests, two critical-difference diagrams, the summary matrix and all scores.
+    assert sum(target.startswith("data:text/csv") for _, _, target in parsed(made.html).links) == 9
+
+
+def test_a_file_that_is_too_large_lies_beside_the_page_only():
+    figure = Figure("some", "Some", "1,2\n" * 100_000, Drawing("<svg/>", b"png"))
+    assert figure.csv_link == ""
+    assert figure.svg_link
 
 
 def test_the_same_material_gives_the_same_bytes(made):

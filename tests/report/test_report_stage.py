@@ -46,8 +46,12 @@ def test_the_page_shows_what_the_files_hold(whole, page_of):
 
 def test_figures_and_their_numbers_lie_beside_the_page(whole):
     folder = outdir(whole) / "report" / "figures"
-    names = {f"{key}.{kind}" for key in ("roar", "kar", "morf", "lerf") for kind in ("csv", "svg")}
-    assert {path.name for path in folder.iterdir()} == names | {"summary.csv"}
+    keys = {"roar", "kar", "morf", "lerf", "agreement-of-tests"}
+    keys |= {"critical-difference-morf-aopc", "critical-difference-lerf-area"}
+    keys |= {f"pixel_perturbation_analysis-{order}_deviation" for order in ("morf", "lerf")}
+    names = {f"{key}.{kind}" for key in keys for kind in ("csv", "svg", "png")}
+    assert {path.name for path in folder.iterdir()} == names | {"summary.csv", "matrix.csv"}
+    assert (folder / "roar.png").read_bytes().startswith(b"\x89PNG")
     with (folder / "summary.csv").open(newline="") as file:
         rows = {(row["test"], row["score"], row["method"]): row for row in csv.DictReader(file)}
     assert rows["ROAR", "area to random", "good"]["against_random"] == "better"

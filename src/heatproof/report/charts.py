@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from heatproof.report.records import Method, Training
 from heatproof.report.scores import Point
 from heatproof.report.wording import interval, number, percent
 
-COLUMNS = (
-    "method", "control", "removed_fraction", "kept_fraction", "n", "mean", "sd", "low", "high",
-    "difference_to_random", "difference_low", "difference_high",
-)  # fmt: skip
+_NUMBERS = ("n", "mean", "sd", "low", "high", "difference_to_random", "difference_low", "difference_high")
 
 # Colours after Okabe and Ito, darker on white and lighter on black so that lines keep a contrast of 3:1. Symbols and
 # dashes differ as well: colour is never the only cue.
@@ -40,6 +40,8 @@ CONTROL_SYMBOLS = (
 DASHES: tuple[tuple[str, Any], ...] = (("dot", (0, (1, 1.6))), ("dash", (0, (4, 2))), ("dashdot", (0, (5, 2, 1, 2))), ("7px,3px", (0, (7, 3))),
           ("7px,2px,2px,2px", (0, (7, 2, 2, 2))), ("4px,2px", (0, (3, 1))))  # fmt: skip
 
+_MARKED = 16  # points of a line that still have room for a marker each
+_ROOM = 11  # columns of a table
 _FEW = 7  # labels that fit below a chart
 _DODGE = 0.16  # of the smallest step: how far apart the error bars of all methods lie at one fraction
 
@@ -68,7 +70,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over the removed fraction.
+    """Curves over the removed fraction, or over anything else that grows.
 
     Args:
         key: name of its files.
@@ -76,9 +78,13 @@ class Chart:
         lead: how to read it, one or two sentences.
         y_label: of the vertical axis.
         lines: one for each method, controls last.
-        first: which end is removed: "most" or "least".
+        first: which end is removed: "most" or "least"; empty where the axis is not the removed fraction.
         intervals: as error bars (few units) or as bands.
         unit: what n counts.
+        x_label: of the horizontal axis, where that is not the removed fraction.
+        test, curve: whose curves of single images can be shown in the place of the means; empty: none.
+        arrow: which direction is better.
+        ticks: what the places are called, where they are no numbers.
     """
 
     key: str
@@ -89,11 +95,33 @@ class Chart:
     first: str
     intervals: Literal["bars", "bands"]
     unit: str
+    x_label: str = ""
+    test: str = ""
+    curve: str = ""
+    arrow: str = ""
+    ticks: tuple[str, ...] = ()
 
     @property
-    def fractions(self) -> list[float]:
-        """Removed fractions, growing."""
-        return [point.fraction for point in self.lines[0].points] if self.lines else []
+    def xs(self) -> list[float]:
+        """Where the points are: removed fractions or other numbers, growing."""
+        return [point.x for point in self.lines[0].points] if self.lines else []
+
+    @property
+    def listed(self) -> list[int]:
+        """Positions of the points that a table has room for: all of a few, else spread evenly."""
+        return [int(place) for place in thinned(len(self.xs), _ROOM)]
+
+    def place(self, x: float) -> str:
+        """Where a point is, as it is written in a table."""
+        if self.ticks:
+            return self.ticks[self.xs.index(x)]
+        return percent(x) if self.first else f"{x:g}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the file of numbers."""
+        where = ("removed_fraction", "kept_fraction") if self.first else (self.x_label.replace(" ", "_"),)
+        return ("method", "control", *where, *_NUMBERS)
 
     @property
     def alternative(self) -> str:
@@ -103,8 +131,20 @@ class Chart:
             for line in self.lines
             if (drawn := [point for point in line.points if point.n])
         )
-        span = f"{percent(self.fractions[0])} to {percent(self.fractions[-1])}"
-        return f"Line chart. {self.title}: {self.y_label} from {span} of the pixels removed. {ends}."
+        if not self.lines:
+            return f"Line chart. {self.title}: no values."
+        span = f"from {self.place(self.xs[0])} to {self.place(self.xs[-1])}"
+        where = f"{span} of the pixels removed" if self.first else f"over {self.x_label} {span}"
+        return f"Line chart. {self.title}: {self.y_label} {where}. {ends}."
+
+
+def thinned(count: int, most: int) -> NDArray[np.int64]:
+    """Positions of at most so many of `count` points, the first and the last among them.
+
+    >>> thinned(5, 3).tolist(), thinned(3, 9).tolist()
+    ([0, 2, 4], [0, 1, 2])
+    """
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def styles(methods: Sequence[Method]) -> dict[str, Style]:
@@ -140,13 +180,14 @@ def lines(points: Mapping[str, Sequence[Point]], methods: Sequence[Method]) -> t
 
 
 def rows(chart: Chart) -> Iterator[tuple[Any, ...]]:
-    """The chart's numbers, a row for each point, as `COLUMNS`; empty where there is no value."""
+    """The chart's numbers, a row for each point, as its `columns`; empty where there is no value."""
     for line in chart.lines:
         for point in line.points:
             values = (point.mean, point.sd, point.low, point.high, point.gap, point.gap_low, point.gap_high)
             numbers = ("" if math.isnan(value) else round(value, 6) for value in values)
-            fraction = round(point.fraction, 6)
-            yield (line.name, line.style.is_control, fraction, round(1 - fraction, 6), point.n, *numbers)
+            x = round(point.x, 6)
+            where = (x, round(1 - x, 6)) if chart.first else (x,)
+            yield (line.name, line.style.is_control, *where, point.n, *numbers)
 
 
 def cell(point: Point) -> tuple[str, str]:
@@ -169,10 +210,10 @@ def _curve(chart: Chart, line: Line, drawn: Sequence[Point], shift: float) -> di
     style = line.style
     trace: dict[str, Any] = {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": "lines+markers" if len(drawn) <= _MARKED else "lines",
         "name": line.name,
         "legendgroup": line.name,
-        "x": [round(point.fraction + (shift if point.fraction else 0), 6) for point in drawn],
+        "x": [round(point.x + (shift if point.x else 0), 6) for point in drawn],
         "y": [round(point.mean, 6) for point in drawn],
         "line": {"color": style.light, "dash": style.dash, "width": 1.6 if style.is_control else 2.4},
         "marker": {"symbol": style.symbol, "size": 6 if style.is_control else 8, "color": style.light},
@@ -195,8 +236,8 @@ def _curve(chart: Chart, line: Line, drawn: Sequence[Point], shift: float) -> di
 
 def _band(line: Line, drawn: Sequence[Point]) -> dict[str, Any]:
     bounded = [point for point in drawn if math.isfinite(point.low)]
-    forth = [(point.fraction, point.high) for point in bounded]
-    back = [(point.fraction, point.low) for point in reversed(bounded)]
+    forth = [(point.x, point.high) for point in bounded]
+    back = [(point.x, point.low) for point in reversed(bounded)]
     return {
         "type": "scatter",
         "mode": "lines",
@@ -215,7 +256,11 @@ def _band(line: Line, drawn: Sequence[Point]) -> dict[str, Any]:
 
 def _hover(chart: Chart, point: Point) -> list[str]:
     mean, ends = cell(point)
-    where = f"{percent(point.fraction)} removed, {percent(1 - point.fraction)} kept"
+    where = (
+        f"{percent(point.x)} removed, {percent(1 - point.x)} kept"
+        if chart.first
+        else f"{chart.x_label} {chart.place(point.x)}"
+    )
     return [where, f"{mean} {ends}".strip() + f", n = {point.n:,} {chart.unit}"]
 
 
@@ -227,7 +272,7 @@ def _dodge(chart: Chart, position: int) -> float:
     """Error bars at the same fraction are set a little apart, or they would hide each other."""
     if chart.intervals == "bands" or len(chart.lines) < 2:
         return 0.0
-    steps = [b - a for a, b in zip(chart.fractions, chart.fractions[1:], strict=False)] or [0.1]
+    steps = [b - a for a, b in zip(chart.xs, chart.xs[1:], strict=False)] or [0.1]
     return min(steps) * _DODGE * (position / (len(chart.lines) - 1) - 0.5)
 
 
@@ -235,6 +280,11 @@ _AXES = {"most": "removed, most important first", "least": "removed, least impor
 
 
 def _layout(chart: Chart) -> dict[str, Any]:
+    if not chart.first:
+        axis: dict[str, Any] = {"title": {"text": chart.x_label}, "range": _padded(chart.xs[0], chart.xs[-1], 0.03)}
+        if chart.ticks:
+            axis |= {"tickvals": chart.xs, "ticktext": list(chart.ticks)}
+        return {"xaxis": axis, "yaxis": {"title": {"text": chart.y_label}, "range": _height(chart)}}
     ticks = _ticks(chart)
     text = [percent(f) if chart.first == "most" else f"{percent(f)}<br><i>{percent(1 - f)}</i>" for f in ticks]
     return {
@@ -242,7 +292,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
             "title": {"text": _AXES[chart.first]},
             "tickvals": ticks,
             "ticktext": text,
-            "range": _padded(chart.fractions[0], chart.fractions[-1], 0.03),
+            "range": _padded(chart.xs[0], chart.xs[-1], 0.03),
         },
         "yaxis": {"title": {"text": chart.y_label}, "range": _height(chart)},
     }
@@ -250,16 +300,18 @@ def _layout(chart: Chart) -> dict[str, Any]:
 
 def _ticks(chart: Chart) -> list[float]:
     """Fractions that are labelled: all of a few, round ones of many."""
-    last = chart.fractions[-1]
-    if len(chart.fractions) <= _FEW:
-        return chart.fractions
+    last = chart.xs[-1]
+    if len(chart.xs) <= _FEW:
+        return chart.xs
     step = next((step for step in (0.01, 0.02, 0.05, 0.1) if last / step <= _FEW), 0.2)
     return [round(place * step, 6) for place in range(int(last / step + 1e-9) + 1)]
 
 
 def _height(chart: Chart) -> list[float]:
     values = [v for line in chart.lines for p in line.points for v in (p.mean, p.low, p.high) if math.isfinite(v)]
-    low, high = max(0.0, min(values, default=0.0)), min(1.0, max(values, default=1.0))
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if chart.first:  # accuracies and probabilities
+        low, high = max(0.0, low), min(1.0, high)
     return _padded(low, high, 0.04)
 
 

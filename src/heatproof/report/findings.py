@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heatproof.metrics import statistics
-from heatproof.report.records import FIRSTS, Curves, MapHealth, Method, Retraining
+from heatproof.report.records import FIRSTS, Curves, MapHealth, Method, Retraining, RetrainingLine
 from heatproof.report.scores import ORACLE, REFERENCES, Entry, Scored
 from heatproof.report.wording import count, interval, listed, percent, signed
 
@@ -82,36 +82,26 @@ class Finding:
     points: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How alike two tests rank the methods.
-
-    Args:
-        tests: of the rows and columns.
-        spearman: (T, T) rank correlations over methods; NaN where one side is constant or too few methods are shared.
-        methods: how many methods are ranked.
-        by_fraction: for each pair of opposite orders, the removed fraction and the correlation there.
-    """
-
-    tests: tuple[str, ...]
-    spearman: tuple[tuple[float, ...], ...]
-    methods: int
-    by_fraction: Mapping[str, tuple[tuple[float, float], ...]]
-
-
-def verdict(scored: Sequence[Scored], methods: Sequence[Method], confidence: float) -> Verdict:
+def verdict(
+    scored: Sequence[Scored],
+    methods: Sequence[Method],
+    confidence: float,
+    unreadable: Mapping[str, str] | None = None,
+) -> Verdict:
     """Which methods beat the reference controls, in which tests.
 
     Args:
         scored: all scores; only the primary ones count.
         methods: of the configuration.
         confidence: of the intervals, for the wording.
+        unreadable: methods whose masks tell the class: their ROAR says nothing.
     """
     primary = [part for part in scored if part.score.is_primary]
-    tests = tuple(part.score.test for part in primary)
+    tests = tuple(part.score.title for part in primary)
     references = tuple(name for name in REFERENCES if any(part.entry(name) for part in primary))
     names = [method.name for method in methods if not method.control]
-    rows = [Row(name, tuple(_mark(part, name, references) for part in primary)) for name in names]
+    leaking = unreadable or {}
+    rows = [Row(name, tuple(_mark(part, name, references, leaking) for part in primary)) for name in names]
     rows = [row for row in rows if any(mark.text for mark in row.marks)]
     order = sorted(rows, key=lambda row: (-len(row.passed()), _mean_rank(primary, row.method), names.index(row.method)))
     if not primary:
@@ -132,22 +122,28 @@ def findings(
     health: Sequence[MapHealth],
     methods: Sequence[Method],
     *,
+    others: Sequence[Scored] = (),
+    lines: Sequence[RetrainingLine] = (),
     label_targets: bool = False,
 ) -> list[Finding]:
     """What a reader must know before believing the verdict.
 
     Args:
-        scored: all scores; only the primary ones count.
+        scored: all scores that the verdict is made of; only the primary ones count.
         curves: without retraining, for reasons.
         health: of the maps; those of controls may tie and be constant by design.
         methods: of the configuration.
+        others: primary scores of further tests, which have to recognise the right answer too.
+        lines: what retraining amounts to.
         label_targets: whether the maps explain the true class.
     """
     primary = [part for part in scored if part.score.is_primary]
+    asked = [part for part in (*primary, *others) if part.score.is_ranked and part.score.oracle_best]
     controls = {method.name for method in methods if method.control}
     tested = [found for found in health if found.method not in controls]
     found = [
-        *_known_truth(primary),
+        *_known_truth(asked),
+        *_leaking(lines),
         *_beats_oracle(primary, curves, health),
         *_loses_to_random(primary, tested),
         *_single_runs(primary),
@@ -169,30 +165,16 @@ def findings(
     return found
 
 
-def agreement(scored: Sequence[Scored], retraining: Sequence[Retraining], curves: Curves | None) -> Agreement | None:
-    """Rank correlations between tests over the methods under test; None with fewer than three of them."""
-    primary = [part for part in scored if part.score.is_primary]
-    shared = _shared_methods(primary)
-    if len(primary) < 2 or len(shared) < FEWEST_METHODS:
-        return None
-    goodness = np.array([[_goodness(part, name) for name in shared] for part in primary])
-    table = tuple(tuple(float(statistics.spearman(a, b)) for b in goodness) for a in goodness)
-    return Agreement(
-        tuple(part.score.test for part in primary),
-        table,
-        len(shared),
-        dict(_orders_by_fraction(shared, retraining, curves)),
-    )
-
-
 # --- the verdict
 
 
-def _mark(part: Scored, name: str, references: Sequence[str]) -> Mark:
+def _mark(part: Scored, name: str, references: Sequence[str], unreadable: Mapping[str, str]) -> Mark:
     entry = part.entry(name)
-    test = part.score.test
+    test = part.score.title
     if entry is None or entry.n == 0:
         return Mark(test, "unknown", "no results yet" if entry else "")
+    if test == "ROAR" and name in unreadable:
+        return Mark(test, "unknown", "not readable: its masks alone tell the class")
     against = [reference for reference in references if reference in entry.versus]
     if not against:
         return Mark(test, "unknown", "no control to compare with")
@@ -293,16 +275,16 @@ def _mean_rank(primary: Sequence[Scored], name: str) -> float:
 def _known_truth(primary: Sequence[Scored]) -> Iterator[Finding]:
     """Does each test recognise the answer that is known to be right?"""
     outcomes = {
-        part.score.test: entry.versus["random"].outcome
+        part.score.title: entry.versus["random"].outcome
         for part in primary
         if (entry := part.entry(ORACLE)) and "random" in entry.versus and entry.is_judged
     }
-    failed = [part for part in primary if outcomes.get(part.score.test, "better") != "better"]
+    failed = [part for part in primary if outcomes.get(part.score.title, "better") != "better"]
     if failed:
-        is_wide = all(outcomes[part.score.test] == "undecided" for part in failed)
+        is_wide = all(outcomes[part.score.title] == "undecided" for part in failed)
         yield Finding(
             "warning",
-            f"The right answer is not recognised in {listed([part.score.test for part in failed])}",
+            f"The right answer is not recognised in {listed([part.score.title for part in failed])}",
             (
                 "The oracle ranks the pixels of the true object first, and is not shown to beat the random control there. "
                 + (
@@ -324,11 +306,38 @@ def _known_truth(primary: Sequence[Scored]) -> Iterator[Finding]:
         )
 
 
+def leaking(lines: Sequence[RetrainingLine]) -> dict[str, str]:
+    """Methods whose masks alone tell the class, and what is to be said of their ROAR scores."""
+    return {line.method: line.marks for line in lines if line.metric == "mask_only" and line.marks}
+
+
+def _leaking(lines: Sequence[RetrainingLine]) -> Iterator[Finding]:
+    flagged = leaking(lines)
+    if flagged:
+        told = [
+            line for line in lines if line.metric == "mask_only" and line.method in flagged and line.mean > line.useless
+        ]
+        yield Finding(
+            "warning",
+            f"ROAR cannot be read for {listed(list(flagged))}",
+            (
+                "Networks that see nothing but the mask of the removed pixels tell the class better than chance. What ROAR and "
+                "KAR measure there may be the shape of the hole instead of what was in it.",
+            ),
+            tuple(
+                f"{line.method}, {percent(line.removed_fraction)} removed: accuracy {percent(line.mean)} "
+                f"{interval(line.images_low, line.images_high)} from the masks alone, chance {percent(line.useless)}, "
+                f"n = {count(line.n, 'run')}"
+                for line in told
+            ),
+        )
+
+
 def _beats_oracle(primary: Sequence[Scored], curves: Curves | None, health: Sequence[MapHealth]) -> Iterator[Finding]:
-    winners = {part.score.test: _tested(part, ORACLE, "better") for part in primary}
+    winners = {part.score.title: _tested(part, ORACLE, "better") for part in primary}
     ties = max((max(found.tied.values(), default=0) for found in health if found.method == ORACLE), default=0)
     for unit in ("run", "image"):
-        parts = [part for part in primary if part.score.unit == unit and winners[part.score.test]]
+        parts = [part for part in primary if part.score.unit == unit and winners[part.score.title]]
         if parts:
             why = _why_retrained() if unit == "run" else _why_untrained(parts, winners, primary, curves)
             if ties > MANY_TIES:
@@ -338,7 +347,7 @@ def _beats_oracle(primary: Sequence[Scored], curves: Curves | None, health: Sequ
                 )
             where = ", without retraining" if unit == "image" else ""
             title = _who_where(parts, winners, "beats the oracle", "beat the oracle")
-            points = (_gains(part, winners[part.score.test], ORACLE) for part in parts)
+            points = (_gains(part, winners[part.score.title], ORACLE) for part in parts)
             yield Finding("warning", f"{title}{where}", why, tuple(points))
 
 
@@ -357,8 +366,8 @@ def _why_untrained(
     if curves is not None:
         why += _pushed(parts[0], winners[parts[0].score.test][0], curves)
     why += " A map that follows such habits of the network scores above the true object, and is not a better explanation for it."
-    retrained = [part.score.test for part in primary if part.score.unit == "run" and part.entry(ORACLE)]
-    names = {name for part in parts for name in winners[part.score.test]}
+    retrained = [part.score.title for part in primary if part.score.unit == "run" and part.entry(ORACLE)]
+    names = {name for part in parts for name in winners[part.score.title]}
     if retrained and not any(names & set(winners[test]) for test in retrained):
         who = "it does not" if len(names) == 1 else "they do not"
         why += f" Where networks are retrained ({listed(retrained)}), {who} beat the oracle."
@@ -375,9 +384,10 @@ def _why_retrained() -> tuple[str, ...]:
 
 def _pushed(part: Scored, name: str, curves: Curves) -> str:
     """How often removal changes the prediction, where the method and the oracle lie furthest apart."""
-    if name not in curves.predicted or ORACLE not in curves.predicted:
+    known = name in curves.predicted and ORACLE in curves.predicted
+    if not known or part.score.title not in ("MoRF", "LeRF"):
         return ""
-    end = 0 if part.score.test == "MoRF" else 1
+    end = 0 if part.score.title == "MoRF" else 1
     gap = np.nanmean(curves.probability[name][:, end] - curves.probability[ORACLE][:, end], axis=0)
     step = int(np.argmax(np.abs(gap)))
     changed = {who: curves.predicted[who][:, end, step] != curves.predicted[who][:, end, 0] for who in (name, ORACLE)}
@@ -404,11 +414,11 @@ _RANDOM_WINS = {
 
 
 def _loses_to_random(primary: Sequence[Scored], health: Sequence[MapHealth]) -> Iterator[Finding]:
-    losers = {part.score.test: _tested(part, "random", "worse") for part in primary}
-    parts = [part for part in primary if losers[part.score.test]]
+    losers = {part.score.title: _tested(part, "random", "worse") for part in primary}
+    parts = [part for part in primary if losers[part.score.title]]
     if not parts:
         return
-    tests = [part.score.test for part in parts]
+    tests = [part.score.title for part in parts]
     names = {name for test in tests for name in losers[test]}
     paragraphs = []
     if "LeRF" in tests:
@@ -423,7 +433,10 @@ def _loses_to_random(primary: Sequence[Scored], health: Sequence[MapHealth]) -> 
         paragraphs.append(
             f"Many pixels tie in the maps of {listed(tied)}, so part of their order is drawn (see below)."
         )
-    points = (f"{_gains(part, losers[part.score.test], 'random')}. {_RANDOM_WINS[part.score.test]}" for part in parts)
+    points = (
+        f"{_gains(part, losers[part.score.title], 'random')}. {_RANDOM_WINS.get(part.score.title, '')}"
+        for part in parts
+    )
     yield Finding(
         "warning",
         f"Random beats {_who_where(parts, losers, '', '')}",
@@ -434,7 +447,7 @@ def _loses_to_random(primary: Sequence[Scored], health: Sequence[MapHealth]) -> 
 
 def _single_runs(primary: Sequence[Scored]) -> Iterator[Finding]:
     tests = [
-        part.score.test
+        part.score.title
         for part in primary
         if part.score.unit == "run" and part.entries and max(entry.n for entry in part.entries) == 1
     ]
@@ -488,7 +501,7 @@ def _outcome(entry: Entry, opponent: str) -> str:
 
 def _gains(part: Scored, names: Sequence[str], opponent: str) -> str:
     """Differences of methods to an opponent, with intervals and n."""
-    return f"{part.score.test} {part.score.name}, difference to {opponent}: " + "; ".join(
+    return f"{part.score.title} {part.score.name}, difference to {opponent}: " + "; ".join(
         f"{name} {signed(versus.gain)} {interval(versus.low, versus.high)}, n = {versus.n:,}"
         for name in names
         if (entry := part.entry(name)) and (versus := entry.versus[opponent])
@@ -504,7 +517,7 @@ def _who_where(parts: Sequence[Scored], chosen: Chosen, does: str, do: str) -> s
     """Methods, what they do, and the tests; one phrase for each set of methods."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for part in parts:
-        groups.setdefault(tuple(chosen[part.score.test]), []).append(part.score.test)
+        groups.setdefault(tuple(chosen[part.score.title]), []).append(part.score.title)
     phrases = []
     for position, (names, tests) in enumerate(groups.items()):
         verb = "" if position else (does if len(names) == 1 else do)
@@ -512,34 +525,29 @@ def _who_where(parts: Sequence[Scored], chosen: Chosen, does: str, do: str) -> s
     return ", ".join(phrases)
 
 
-# --- agreement of the tests
+# --- opposite orders
 
 
-def _shared_methods(primary: Sequence[Scored]) -> list[str]:
-    if not primary:
-        return []
-    names = [entry.method.name for entry in primary[0].entries if not entry.method.control]
-    return [name for name in names if all(math.isfinite(_goodness(part, name)) for part in primary)]
+def orders_by_fraction(
+    methods: Sequence[Method], retraining: Sequence[Retraining], curves: Curves | None
+) -> Iterator[tuple[str, int, tuple[tuple[float, float], ...]]]:
+    """How alike opposite orders rank the methods under test; nothing with fewer than three of them.
 
-
-def _goodness(part: Scored, name: str) -> float:
-    entry = part.entry(name)
-    if entry is None:
-        return math.nan
-    return entry.mean if part.score.higher_is_better else -entry.mean
-
-
-def _orders_by_fraction(
-    names: Sequence[str], retraining: Sequence[Retraining], curves: Curves | None
-) -> Iterator[tuple[str, tuple[tuple[float, float], ...]]]:
-    """Correlation of the two opposite orders' rankings at each removed fraction."""
+    Yields:
+        Names of the pair, number of methods, and for each removed fraction Spearman's correlation.
+    """
+    every = [method.name for method in methods if not method.control]
     parts = {part.metric: part for part in retraining}
     if {"roar", "kar"} <= parts.keys() and np.array_equal(parts["roar"].fractions, parts["kar"].fractions):
-        most, least = (np.array([_column_means(parts[m].accuracy[n]) for n in names]) for m in ("roar", "kar"))
-        yield "ROAR and KAR", _by_fraction(parts["roar"].fractions.tolist(), most, least)
+        names = [name for name in every if name in parts["roar"].accuracy and name in parts["kar"].accuracy]
+        if len(names) >= FEWEST_METHODS:
+            most, least = (np.array([_column_means(parts[m].accuracy[n]) for n in names]) for m in ("roar", "kar"))
+            yield "ROAR and KAR", len(names), _by_fraction(parts["roar"].fractions.tolist(), most, least)
     if curves is not None:
-        most, least = (np.array([_column_means(curves.probability[name][:, end]) for name in names]) for end in (0, 1))
-        yield "MoRF and LeRF", _by_fraction(curves.fractions.tolist(), most, least)
+        names = [name for name in every if name in curves.probability]
+        if len(names) >= FEWEST_METHODS:
+            most, least = (np.array([_column_means(curves.probability[n][:, end]) for n in names]) for end in (0, 1))
+            yield "MoRF and LeRF", len(names), _by_fraction(curves.fractions.tolist(), most, least)
 
 
 def _by_fraction(

@@ -40,8 +40,86 @@
     return { ...axis, tickvals: kept.map((i) => tickvals[i]), ticktext: kept.map((i) => ticktext[i]) };
   }
 
+  // --- single images: their curves in the place of the means
+
+  const singles = JSON.parse(document.getElementById("singles").textContent);
+  const chosen = {}; // test -> position of an image among those of the test
+
+  function alone(chart, place) {
+    const { test, curve } = place.dataset;
+    const found = test in chosen && singles[test]?.curves[curve];
+    if (!found) return chart;
+    const row = chosen[test];
+    const data = chart.data
+      .filter((trace) => trace.showlegend !== false && found.methods[trace.name])
+      .map(({ error_y, customdata, ...trace }) => ({
+        ...trace,
+        x: found.x,
+        y: found.methods[trace.name][row],
+        hovertemplate: "<b>%{fullData.name}</b><br>%{x:.3g}: %{y:.3f}<extra></extra>",
+      }));
+    const { range, ...yaxis } = chart.layout.yaxis;
+    return { data, layout: { ...chart.layout, yaxis } };
+  }
+
+  function element(name, properties, ...children) {
+    const made = Object.assign(document.createElement(name), properties);
+    made.append(...children);
+    return made;
+  }
+
+  const written = (value) => (value === null ? "—" : value.toFixed(3).replace("-", "−"));
+
+  function valuesOf(test, row) {
+    const scores = Object.entries(singles[test].scores);
+    const methods = [...new Set(scores.flatMap(([, found]) => Object.keys(found)))];
+    const head = element("tr", {}, element("th", { scope: "col", textContent: `Image ${singles[test].images[row]}` }));
+    head.append(...scores.map(([name]) => element("th", { scope: "col", textContent: name })));
+    const body = methods.map((method) => {
+      const cells = scores.map(([, found]) => element("td", { textContent: found[method] ? written(found[method][row]) : "—" }));
+      return element("tr", {}, element("th", { scope: "row", textContent: method }), ...cells);
+    });
+    const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
+    return scores.length ? element("div", { className: "scroll", tabIndex: 0 }, table) : "";
+  }
+
+  function choose(bar, row) {
+    const { test } = bar.dataset;
+    if (row === null) delete chosen[test];
+    else chosen[test] = row;
+    document.querySelectorAll(`.thumbs[data-test="${test}"]`).forEach((other) => {
+      other.querySelectorAll("button").forEach((button) => {
+        button.setAttribute("aria-pressed", String(button.dataset.row === String(row ?? "")));
+      });
+      other.querySelector(".values").replaceChildren(...(row === null ? [] : [valuesOf(test, row)]));
+    });
+    document.querySelectorAll(`.plot[data-test="${test}"]`).forEach((place) => seen.has(place) && draw(place));
+  }
+
+  document.querySelectorAll(".thumbs").forEach((bar) => {
+    const { images } = singles[bar.dataset.test];
+    const mean = element("button", { type: "button", className: "mean", textContent: "mean of all images" });
+    mean.dataset.row = "";
+    const buttons = images.map((index, row) => {
+      const source = document.querySelector(`[data-picture="${index}"] img`)?.src;
+      const inside = source ? element("img", { src: source, alt: `image ${index}` }) : `image ${index}`;
+      const button = element("button", { type: "button", title: `image ${index}` }, inside);
+      button.dataset.row = String(row);
+      return button;
+    });
+    [mean, ...buttons].forEach((button, place) => {
+      button.setAttribute("aria-pressed", String(place === 0));
+      button.addEventListener("click", () => choose(bar, place ? place - 1 : null));
+    });
+    const values = element("div", { className: "values" });
+    values.setAttribute("aria-live", "polite");
+    bar.append(mean, ...buttons, values);
+  });
+
+  // --- drawing, when a chart comes near the window
+
   function draw(place) {
-    const chart = charts[place.dataset.chart];
+    const chart = alone(charts[place.dataset.chart], place);
     const narrow = place.clientWidth < 560;
     const entries = chart.data.filter((trace) => trace.showlegend !== false).length;
     const height = place.classList.contains("small") ? 240 : Math.max(360, narrow ? 0 : 27 * entries + 40);
@@ -51,11 +129,17 @@
   }
 
   const places = [...document.querySelectorAll(".plot")];
-  const drawAll = () => places.forEach(draw);
-  drawAll();
-  scheme.addEventListener("change", drawAll);
+  const seen = new Set();
+  const show = (place) => { seen.add(place); draw(place); };
+  const watcher = new IntersectionObserver((entries) => {
+    entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => { watcher.unobserve(target); show(target); });
+  }, { rootMargin: "900px" });
+  places.forEach((place) => watcher.observe(place));
+  const drawAgain = () => seen.forEach(draw);
+  scheme.addEventListener("change", drawAgain);
+  window.addEventListener("beforeprint", () => places.forEach(show));
   let width = window.innerWidth;
   window.addEventListener("resize", () => {
-    if (window.innerWidth !== width) { width = window.innerWidth; drawAll(); }
+    if (window.innerWidth !== width) { width = window.innerWidth; drawAgain(); }
   });
 })();

@@ -1,26 +1,29 @@
 """The page: scores, findings, charts and pictures, put into one self-contained HTML file."""
 
-import base64
-import csv
-import io
 import math
-import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
+import markupsafe
 
-from heatproof.report import charts, drawing, findings, pictures, scores, wording
+from heatproof.report import charts, findings, overview, pictures, retraining, scores, sections, similarity, wording
 from heatproof.report.charts import Chart
-from heatproof.report.records import Material, Method, Picture
-from heatproof.report.scores import Entry, Scored
+from heatproof.report.figures import Figure, Table, csv_link, line_figure, summary
+from heatproof.report.overview import Note
+from heatproof.report.records import Material, Picture
+from heatproof.report.scores import Scored
+from heatproof.report.sections import PERTURBATION, Section
+from heatproof.report.wording import percent
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 """Raised when the page says something else about the same results."""
 
 SOURCES = ("page.html.j2", "page.css", "page.js")
+MOST_SINGLE_IMAGES = 12
+"""Images of the gallery whose own curves are in the page."""
 
 
 @dataclass(frozen=True)
@@ -29,67 +32,11 @@ class Report:
 
     Args:
         html: the page.
-        files: name and text of figures and tables.
+        files: name and content of figures and tables.
     """
 
     html: str
-    files: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Scores of one kind of unit, side by side.
-
-    Args:
-        title: of the table.
-        scored: its columns.
-        tested: the methods' rows, the best first.
-        controls: the controls' rows.
-        unit: "run" or "image".
-    """
-
-    title: str
-    scored: tuple[Scored, ...]
-    tested: tuple[Method, ...]
-    controls: tuple[Method, ...]
-    unit: str
-
-    def entry(self, column: int, name: str) -> Entry | None:
-        """The cell of a method."""
-        return self.scored[column].entry(name)
-
-    def span(self, name: str, what: Literal["n", "undefined"]) -> str:
-        """How many units a method's scores rest on, or miss; from the fewest to the most where scores differ."""
-        found = [getattr(entry, what) for part in self.scored if (entry := part.entry(name))]
-        if not found:
-            return wording.MISSING
-        few, many = min(found), max(found)
-        return f"{few:,}" if few == many else f"{few:,}–{many:,}"
-
-    def is_short(self, name: str, column: int) -> bool:
-        """Whether a score rests on fewer units than another one of the same method."""
-        entry = self.entry(column, name)
-        most = max((e.n for part in self.scored if (e := part.entry(name))), default=0)
-        return entry is not None and 0 < entry.n < most
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart with its downloads, which are inside the page too, so that it can travel alone."""
-
-    chart: Chart
-    csv: str
-    svg: str
-
-    @property
-    def csv_link(self) -> str:
-        """The numbers as a data URI."""
-        return _csv_link(self.csv)
-
-    @property
-    def svg_link(self) -> str:
-        """The picture as a data URI."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
+    files: Mapping[str, str | bytes]
 
 
 @dataclass(frozen=True)
@@ -110,31 +57,73 @@ class Shown:
 
 def compose(material: Material) -> Report:
     """The page and its files; the same bytes for the same material."""
-    scored = [*_all_scores(material)]
-    figures = [_figure(chart) for chart in _charts(material)]
-    verdict = findings.verdict(scored, material.methods, material.settings.confidence)
+    methods, settings = material.methods, material.settings
+    removal = [*_removal_scores(material)]
+    tests = [sections.section(test, material) for test in material.tests]
+    headlines = [part for test in tests for part in test.primary if test.key != PERTURBATION or not material.curves]
+    # Without any removal test the headline scores of the others are all that there is to judge by.
+    judged = removal or [part for part in headlines if part.score.is_ranked and part.score.oracle_best]
+    leaking = findings.leaking(material.retraining_lines)
+    verdict = findings.verdict(judged, methods, settings.confidence, leaking)
     order = [row.method for row in verdict.rows]
+    tests = [test.in_order(methods, order) for test in tests]
+    primary = [part for part in removal if part.score.is_primary] + headlines
+    figures = [line_figure(chart) for chart in _removal_charts(material)]
+    said = similarity.statements(material.sanity, methods)
+    rankings = [*overview.rankings(primary, methods, settings)]
+    agreement = overview.agreement(primary)
+    alike = [*similarity.likenesses(material.similarity, settings)] if material.similarity else []
+    steps = [*similarity.step_figures(material.sanity, methods)]
+    drawn = [ranking.figure for ranking in rankings if ranking.figure] + ([agreement.figure] if agreement else [])
+    every = [*figures, *(f for test in tests for f in (*test.curves, *test.settings)), *steps]
+    matrix = overview.matrix(
+        primary, _anchors(primary, tests), methods, {"ROAR": leaking}, _notes(material, leaking, said)
+    )
     view = {
         "material": material,
         "verdict": verdict,
         "findings": findings.findings(
-            scored, material.curves, material.health, material.methods, label_targets=material.label_targets
+            judged,
+            material.curves,
+            material.health,
+            methods,
+            others=headlines if removal else (),
+            lines=material.retraining_lines,
+            label_targets=material.label_targets,
         ),
-        "tables": [*_tables(scored, material.methods, order)],
-        "agreement": findings.agreement(scored, material.retraining, material.curves),
+        "matrix": matrix,
+        "rankings": rankings,
+        "agreement": agreement,
+        "orders": [*findings.orders_by_fraction(methods, material.retraining, material.curves)],
+        "tables": [*_tables(removal, material, order)],
         "figures": figures,
+        "retraining_tables": retraining.tables(material.retraining_lines, methods, order),
+        "retraining_orders": retraining.orders(material.retraining_lines),
+        "retraining_marks": retraining.marks(material.retraining_lines),
+        "tests": tests,
+        "sanity": {
+            "statements": said,
+            "tables": similarity.check_tables(material.sanity, methods),
+            "figures": steps,
+        },
+        "likenesses": alike,
         "gallery": [*_gallery(material)],
         "signed": _signed(material),
         "scales": {"sequential": pictures.gradient(signed=False), "diverging": pictures.gradient(signed=True)},
-        "training": None if material.training is None else charts.training_chart(material.training),
-        "charts": _plotly(figures, material),
+        "charts": _plotly(every, material),
+        "singles": sections.singles(material.tests, tests, [p.index for p in material.pictures][:MOST_SINGLE_IMAGES]),
+        "perturbation": PERTURBATION,
         "references": scores.REFERENCES,
         "oracle": scores.ORACLE,
     }
-    summary = _summary(scored)
-    view["summary_link"] = _csv_link(summary)
-    files = {"summary.csv": summary} | {f"{figure.chart.key}.csv": figure.csv for figure in figures}
-    files |= {f"{figure.chart.key}.svg": figure.svg for figure in figures}
+    files: dict[str, str | bytes] = {"summary.csv": summary([*removal, *(p for test in tests for p in test.scored)])}
+    view["summary_link"] = csv_link(str(files["summary.csv"]))
+    if matrix is not None:
+        files["matrix.csv"] = matrix.csv
+    if material.retraining_lines:
+        files["retraining.csv"] = retraining.as_csv(material.retraining_lines)
+    for figure in (*every, *drawn, *(one.figure for one in alike)):
+        files |= figure.files
     return Report(_rendered(view, with_plotly=bool(view["charts"])), files)
 
 
@@ -144,25 +133,45 @@ def source_texts() -> dict[str, str]:
     return {name: folder.joinpath(name).read_text(encoding="utf-8") for name in SOURCES}
 
 
-def _all_scores(material: Material) -> Iterator[Scored]:
+def _removal_scores(material: Material) -> Iterator[Scored]:
     yield from scores.retraining_scores(material.retraining, material.methods, material.settings)
     if material.curves is not None:
         yield from scores.curve_scores(material.curves, material.methods, material.settings)
 
 
-def _tables(scored: Sequence[Scored], methods: Sequence[Method], order: Sequence[str]) -> Iterator[Table]:
+def _tables(scored: Sequence[Scored], material: Material, order: Sequence[str]) -> Iterator[Table]:
     for unit, title in (("run", "With retraining: ROAR and KAR"), ("image", "Without retraining: MoRF and LeRF")):
-        columns = tuple(part for part in scored if part.score.unit == unit)
-        present = {entry.method.name for part in columns for entry in part.entries}
-        by_name = {method.name: method for method in methods if method.name in present}
+        columns = [part for part in scored if part.score.unit == unit]
         if columns:
-            yield Table(
-                title,
-                columns,
-                tuple(by_name[name] for name in order if name in by_name),
-                tuple(method for method in by_name.values() if method.control),
-                unit,
+            yield Table.of(f"scores-{unit}", title, columns, material.methods, order)
+
+
+def _anchors(primary: Sequence[Scored], tests: Sequence[Section]) -> list[str]:
+    """Where the page says more of each score."""
+    where = {id(part): f"test-{test.key}" for test in tests for part in test.primary}
+    return [where.get(id(part), "scores") for part in primary]
+
+
+def _notes(
+    material: Material, leaking: Mapping[str, str], said: Sequence[similarity.Statement]
+) -> dict[str, dict[str, Note]]:
+    """What tests without a rank say of each method."""
+    notes: dict[str, dict[str, Note]] = {}
+    masks = [line for line in material.retraining_lines if line.metric == "mask_only"]
+    if masks:
+        highest = {line.method: line for line in sorted(masks, key=lambda line: line.mean)}
+        notes["masks alone"] = {
+            name: Note(
+                "bad" if name in leaking else "good",
+                f"{'tell the class' if name in leaking else 'do not tell the class'}: at most {percent(line.mean)}, "
+                f"chance {percent(line.useless)}",
             )
+            for name, line in highest.items()
+        }
+    if said:
+        short = {"good": "pass", "bad": "do not pass", "open": "undecided"}
+        notes["sanity checks"] = {one.method: Note(one.level, short[one.level]) for one in said}
+    return notes
 
 
 _LEADS = {
@@ -177,7 +186,7 @@ _LEADS = {
 }
 
 
-def _charts(material: Material) -> Iterator[Chart]:
+def _removal_charts(material: Material) -> Iterator[Chart]:
     for part in material.retraining:
         points = scores.run_points(part, material.settings.confidence)
         lines = charts.lines(points, material.methods)
@@ -191,68 +200,12 @@ def _charts(material: Material) -> Iterator[Chart]:
             points = scores.image_points(material.curves, end, material.settings)
             lines = charts.lines(points, material.methods)
             title = f"{name}: probability of the explained class"
-            yield Chart(key, title, _LEADS[key], "probability", lines, first, "bands", "images")
-
-
-def _figure(chart: Chart) -> Figure:
-    return Figure(chart, _csv(charts.COLUMNS, charts.rows(chart)), drawing.svg(chart))
-
-
-def _summary(scored: Sequence[Scored]) -> str:
-    opponents = (*scores.REFERENCES, scores.ORACLE)
-    columns = [
-        "test",
-        "score",
-        "direction",
-        "method",
-        "control",
-        "unit",
-        "n",
-        "n_undefined",
-        "mean",
-        "low",
-        "high",
-        "rank",
-    ]
-    columns += [
-        f"{what}_{name}" for name in opponents for what in ("gain", "gain_low", "gain_high", "p_holm", "against")
-    ]
-    return _csv(columns, (_summary_row(part, entry, opponents) for part in scored for entry in part.entries))
-
-
-def _summary_row(part: Scored, entry: Entry, opponents: Sequence[str]) -> list[Any]:
-    score, method = part.score, entry.method
-    row = [score.test, score.name, score.direction, method.name, method.control, score.unit, entry.n, entry.undefined]
-    row += [_csv_number(value) for value in (entry.mean, entry.low, entry.high)]
-    row.append("" if entry.rank is None else entry.rank)
-    for name in opponents:
-        versus = entry.versus.get(name)
-        if versus is None:
-            row += [""] * 5
-        else:
-            row += [_csv_number(value) for value in (versus.gain, versus.low, versus.high, versus.p)]
-            row.append(versus.outcome)
-    return row
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return written.getvalue()
-
-
-def _csv_number(value: float) -> float | str:
-    return round(value, 6) if math.isfinite(value) else ""
-
-
-def _csv_link(text: str) -> str:
-    return "data:text/csv;charset=utf-8," + urllib.parse.quote(text)
+            lead = _LEADS[key]
+            yield Chart(key, title, lead, "probability", lines, first, "bands", "images", test=PERTURBATION, curve=name)
 
 
 def _plotly(figures: Sequence[Figure], material: Material) -> dict[str, Any]:
-    drawn = {figure.chart.key: charts.plotly(figure.chart) for figure in figures}
+    drawn = {figure.key: charts.plotly(figure.chart) for figure in figures if figure.chart is not None}
     if material.training is not None:
         drawn["training"] = charts.training_chart(material.training)
     return drawn
@@ -282,10 +235,24 @@ def _rendered(view: Mapping[str, Any], *, with_plotly: bool) -> str:
         environment.filters[name] = getattr(wording, name)
     environment.filters["interval_to"] = wording.interval
     environment.filters["isfinite"] = math.isfinite
+    environment.filters["breakable"] = _breakable
+    environment.filters["heat"] = _heat
+    environment.filters["as_link"] = csv_link
     environment.globals["nan"] = math.nan
     template = environment.from_string(sources["page.html.j2"])
     script = _plotly_script() if with_plotly else ""
     return template.render(view, css=sources["page.css"], js=sources["page.js"], plotly=script)
+
+
+def _breakable(name: str) -> markupsafe.Markup:
+    """A name that may be broken after each underscore."""
+    return markupsafe.Markup("_<wbr>").join(name.split("_"))
+
+
+def _heat(value: float) -> str:
+    """The background of a correlation, in [-1, 1]."""
+    colour = "--warm-heat" if value < 0 else "--cool-heat"
+    return f"background:color-mix(in srgb, var({colour}) {round(70 * min(1.0, abs(value)))}%, transparent)"
 
 
 def _plotly_script() -> str:

@@ -1,5 +1,6 @@
 """What a page is made of: plain values that a stage gathered from its files. Nothing here reads or computes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heatproof.metrics.score import Curve, Pooled, Score, Scored
+from heatproof.metrics.score import Curve, Direction, Pooled, Score, Scored
 
 FIRSTS = ("most", "least")
 """The two ends of an order, as the axes of `Curves` have them: MoRF, then LeRF."""
@@ -22,12 +23,14 @@ class Method:
         control: whether it is a baseline that the others have to beat.
         path: dotted path of the code.
         settings: options, channel reduction and the like, for the reader.
+        twin_of: the method whose stored maps a control is derived from; empty for all others.
     """
 
     name: str
     control: bool = False
     path: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    twin_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,99 @@ class TestResult:
     scores: Sequence[Score]
     values: Mapping[str, Sequence[Scored | Pooled | Curve]]
     index: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RetrainingLine:
+    """One line of what retraining amounts to; NaN where it is not testable or was not asked for.
+
+    Args:
+        score: accuracy, area_to_random, racu, diff_roar, order_kendall and the like.
+        metric: "roar", "kar", "mask_only" and the like, or two of them.
+        method: which; empty where it is about all methods.
+        control: whether that is a baseline.
+        removed_fraction: NaN where it is about all of them.
+        better: direction.
+        n: runs, or methods where it is about all.
+        mean, sd, low, high: with the interval over runs.
+        useless: the score of a map that knows nothing; of masks, the chance level.
+        difference, difference_low, difference_high: to the random control, over pairs of runs.
+        images_low, images_high: interval over runs and test images: of that difference; of masks, of the mean.
+        effect: Cohen's d of the difference.
+        p: of no difference, or no better than chance; Holm-adjusted.
+        marks: what has to be said of it.
+    """
+
+    score: str
+    metric: str
+    method: str
+    control: bool
+    removed_fraction: float
+    better: Direction
+    n: int
+    mean: float
+    sd: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    useless: float = math.nan
+    difference: float = math.nan
+    difference_low: float = math.nan
+    difference_high: float = math.nan
+    images_low: float = math.nan
+    images_high: float = math.nan
+    effect: float = math.nan
+    p: float = math.nan
+    marks: str = ""
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How alike the maps of every two methods are.
+
+    Args:
+        methods: M names, as the matrices have them.
+        matrices: for each similarity (N, M, M), NaN where undefined.
+        leaf_order: the clustered methods, in the order of a dendrogram.
+        linkage: (M' - 1, 4) of these, as SciPy has it.
+        left_out: methods that could not be clustered.
+    """
+
+    methods: tuple[str, ...]
+    matrices: Mapping[str, NDArray[np.float64]]
+    leaf_order: tuple[str, ...] = ()
+    linkage: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 4)))
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SanityStep:
+    """How alike a method's maps are to the intact ones once part of the classifier has forgotten what it learnt.
+
+    Args:
+        method: which.
+        check: an order of randomisation, random_logit or data_randomisation.
+        step: its number, from 1; growing with what is randomised.
+        layer: what is new at this step.
+        score: of similarity.
+        n, n_undefined: images with a value, and without.
+        mean, sd, low, high: of the similarity over these, with its interval.
+        verdict: "passes", "fails" and the like, after the last step of a check that leaves nothing learnt; else empty.
+        looks_at_model: whether the method's maps can depend on the classifier at all.
+    """
+
+    method: str
+    check: str
+    step: int
+    layer: str
+    score: str
+    n: int
+    n_undefined: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+    verdict: str = ""
+    looks_at_model: bool = True
 
 
 @dataclass(frozen=True)
@@ -243,6 +339,9 @@ class Material:
         retraining: one for each metric.
         curves: without retraining.
         tests: of stored maps, image by image; LeRF and MoRF are among them.
+        retraining_lines: what retraining amounts to beside its curves: leakage of masks, the orders' agreement.
+        similarity: of the methods' maps.
+        sanity: what randomising the classifier does to maps.
         health: one for each method.
         pictures: the gallery.
         training: of the base classifier.
@@ -262,6 +361,9 @@ class Material:
     retraining: Sequence[Retraining] = ()
     curves: Curves | None = None
     tests: Sequence[TestResult] = ()
+    retraining_lines: Sequence[RetrainingLine] = ()
+    similarity: Similarity | None = None
+    sanity: Sequence[SanityStep] = ()
     health: Sequence[MapHealth] = ()
     pictures: Sequence[Picture] = ()
     training: Training | None = None

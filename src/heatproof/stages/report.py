@@ -1,6 +1,6 @@
 """report: one self-contained page of all results.
 
-Reads what the other stages left; writes report/index.html, the figures (report/figures/*.svg) and their numbers
+Reads what the other stages left; writes report/index.html, the figures (report/figures/*.svg, *.png) and their numbers
 (report/figures/*.csv), and report/index.json with what the page was made from. Partial results are fine: the page says
 what is missing. Nothing is done where nothing has changed.
 """
@@ -33,8 +33,9 @@ def run(run: Run) -> None:
     material = _material(run.config, results)
     made = report.compose(material)
     artefacts.remove_leftovers(folder / "figures")
-    for name, text in made.files.items():
-        artefacts.write_text(folder / "figures" / name, text)
+    for name, content in made.files.items():
+        with artefacts.whole_file(folder / "figures" / name) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     artefacts.write_text(folder / "index.html", made.html)
     hashes = {name: artefacts.sha256(folder / name) for name in ["index.html", *(f"figures/{n}" for n in made.files)]}
     # Pictures that could not be shown may be there the next time, so such a page is never taken for done.
@@ -100,7 +101,10 @@ def _material(settings: config.Config, results: Results) -> Material:
     retraining, retrain_progress = results.retraining()
     curves = results.curves()
     training, train_progress = results.training()
-    pictures, remarks = results.pictures(settings.report.gallery_images)
+    lines, stale_lines = results.retraining_lines(retraining)
+    similarity, stale_matrices = results.similarity()
+    pictures, without = results.pictures(settings.report.gallery_images)
+    remarks = (*stale_lines, *stale_matrices, *without)
     parts = (train_progress, results.extraction_progress(), retrain_progress, *results.test_progress())
     progress = [part for part in parts if part is not None]
     test_accuracy = None if training is None else training.test_accuracy
@@ -110,7 +114,10 @@ def _material(settings: config.Config, results: Results) -> Material:
         methods=results.methods,
         retraining=retraining,
         curves=curves,
-        tests=results.tests(),
+        tests=results.tests,
+        retraining_lines=lines,
+        similarity=similarity,
+        sanity=results.sanity(),
         health=results.health(),
         pictures=pictures,
         training=training,

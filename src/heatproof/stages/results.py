@@ -18,9 +18,23 @@ from numpy.typing import NDArray
 
 from heatproof import artefacts, config, removal, store
 from heatproof.errors import HeatproofError
-from heatproof.report import Cost, Curves, MapHealth, Method, Picture, Progress, Retraining, TestResult, Training
+from heatproof.report import (
+    Cost,
+    Curves,
+    MapHealth,
+    Method,
+    Picture,
+    Progress,
+    Retraining,
+    RetrainingLine,
+    SanityStep,
+    Similarity,
+    TestResult,
+    Training,
+)
 from heatproof.report.pictures import choice, confidence
-from heatproof.stages import registry
+from heatproof.report.wording import listed
+from heatproof.stages import registry, twins
 from heatproof.stages.evaluate import MapTest
 from heatproof.stages.run import Run, model_origin, training_origin
 from heatproof.training import classifier
@@ -54,7 +68,13 @@ class Results:
         sections = [section for _, section in self.settings if isinstance(section, config.Methods)]
         found = {method.name: method for section in sections for method in section.methods()}
         listed = [
-            Method(m.name, m.control, m.method, m.kwargs | {"channel_reduction": m.channel_reduction})
+            Method(
+                m.name,
+                m.control,
+                m.method,
+                m.kwargs | {"channel_reduction": m.channel_reduction},
+                m.kwargs["of"]["name"] if twins.is_twin(m.method) else "",
+            )
             for m in found.values()
         ]
         return tuple(sorted(listed, key=lambda method: method.control))
@@ -151,6 +171,10 @@ class Results:
         if not self.fingerprints:
             return [], ("The images of the data set are not there, so no pictures are shown.",)
         shared = functools.reduce(np.intersect1d, [reader.index for reader in readers.values()])
+        # Images that the tests have seen, where there are such, so that their curves can be shown.
+        for test in self.tests:
+            if (seen := np.intersect1d(shared, test.index)).size:
+                shared = seen
         first = next(iter(readers.values()))
         rows = np.flatnonzero(np.isin(first.index, shared))
         chosen = rows[choice(first.labels[rows], first.predictions[rows], wanted)]
@@ -276,6 +300,7 @@ class Results:
 
     # --- tests of stored maps
 
+    @functools.cached_property
     def tests(self) -> list[TestResult]:
         """What the tests of stored maps left, for those that the configuration has."""
         results = []
@@ -284,6 +309,8 @@ class Results:
                 test = registry.map_test(self.settings, command)
                 files = self._scored(test)
                 values = {name: tuple(test.read(reader.read)) for name, reader in files.readers.items()}
+                if not values:
+                    continue
                 index = next((reader.read("index") for reader in files.readers.values()), np.zeros(0, np.int64))
                 results.append(TestResult(test.section, command, stage.summary, tuple(test.scores), values, index))
         return results
@@ -337,6 +364,53 @@ class Results:
             return ""
         return "its maps have been made anew since"
 
+    # --- stages with a summary of their own
+
+    def retraining_lines(self, found: Sequence[Retraining]) -> tuple[list[RetrainingLine], tuple[str, ...]]:
+        """The summary that the retraining stage wrote, if it is of the same cells; and a remark if it is not.
+
+        Args:
+            found: the cells' accuracies.
+        """
+        path = self.settings.outdir / "retrain_cls" / "summary.csv"
+        if not (lines := [_retraining_line(row) for row in _read_csv(path)]) or self.settings.retrain_cls is None:
+            return [], ()
+        names = {method.name for method in self.settings.retrain_cls.methods()}
+        if not all(_agrees(line, found) for line in lines) or {line.method for line in lines} - names - {""}:
+            return [], (f"{path.relative_to(self.settings.outdir)} is of other cells; left out. {_command(RETRAIN)}",)
+        return lines, ()
+
+    def similarity(self) -> tuple[Similarity | None, tuple[str, ...]]:
+        """How alike the methods' maps are, if these are the maps that are here; and a remark if they are not."""
+        folder = self.settings.outdir / "agreement"
+        state = store.read_state(folder / "agreement.h5")
+        if self.settings.agreement is None or state is None or not state.complete or state.damage:
+            return None, ()
+        origin = state.origin or {}
+        wanted = {"seed": self.settings.seed, "top_fraction": self.settings.agreement.top_fraction}
+        old = [n for n, content in self._contents.items() if origin["maps"].get(n, content) != content]
+        if reason := _differs(origin, wanted) or listed(old):
+            return None, (f"agreement: made with other settings or maps ({reason}); left out.",)
+        reader = store.RowReader(folder / "agreement.h5")
+        matrices = {name: reader.read(name) for name in ("spearman", "top_k_overlap", "ssim")}
+        tree = artefacts.read_json(folder / "clustering.json") or {}
+        return Similarity(
+            tuple(origin["methods"]),
+            matrices,
+            tuple(tree.get("leaf_order", ())),
+            np.array(tree.get("linkage", ()), dtype=np.float64).reshape(-1, 4),
+            tuple(tree.get("left_out", ())),
+        ), ()
+
+    def sanity(self) -> list[SanityStep]:
+        """What randomising the classifier does to maps, of the methods of the configuration."""
+        section = self.settings.sanity_checks
+        if section is None:
+            return []
+        names = {method.name for method in section.methods()}
+        rows = _read_csv(self.settings.outdir / "sanity_checks" / "results.csv")
+        return [_sanity_step(row) for row in rows if row["method"] in names]
+
     # --- around
 
     def costs(self) -> list[Cost]:
@@ -364,6 +438,8 @@ class Results:
             paths += [cell.path, cell.path.with_suffix(".error")]
         for name, test in self._map_tests():
             paths += [outdir / name / f"{method.name}.h5" for method in test.methods()]
+        paths += [outdir / "retrain_cls" / "summary.csv", outdir / "sanity_checks" / "results.csv"]
+        paths += [outdir / "agreement" / name for name in ("agreement.h5", "clustering.json")]
         return list(dict.fromkeys([*paths, *(outdir / name / "timing.csv" for name in registry.sections())]))
 
     def _map_tests(self) -> list[tuple[str, config.MapTest]]:
@@ -539,6 +615,70 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
             return list(csv.DictReader(file))
     except FileNotFoundError:
         return []
+
+
+def _retraining_line(row: Mapping[str, str]) -> RetrainingLine:
+    """A line of retrain_cls/summary.csv; what it leaves empty or calls not testable is NaN."""
+
+    def number(name: str) -> float:
+        try:
+            return float(row[name])
+        except ValueError:
+            return float("nan")
+
+    return RetrainingLine(
+        score=row["score"],
+        metric=row["metric"],
+        method=row["method"],
+        control=row["control"] == "True",
+        removed_fraction=number("removed_fraction"),
+        better=row["better"],  # type: ignore[arg-type]
+        n=int(row["n"]),
+        mean=number("mean"),
+        sd=number("sd"),
+        low=number("low"),
+        high=number("high"),
+        useless=number("useless"),
+        difference=number("difference_to_random"),
+        difference_low=number("difference_low"),
+        difference_high=number("difference_high"),
+        images_low=number("images_low"),
+        images_high=number("images_high"),
+        effect=number("cohens_d"),
+        p=number("p_holm"),
+        marks=row["marks"],
+    )
+
+
+def _agrees(line: RetrainingLine, found: Sequence[Retraining]) -> bool:
+    """Whether a line's accuracy is that of the cells; what is no accuracy of ROAR or KAR is not asked."""
+    for part in found:
+        steps = np.flatnonzero(np.isclose(part.fractions, line.removed_fraction))
+        if line.score == "accuracy" and line.metric == part.metric and line.method in part.accuracy and len(steps):
+            runs = part.accuracy[line.method][:, steps[0]]
+            runs = runs[np.isfinite(runs)]
+            return len(runs) == line.n and bool(np.isclose(runs.mean(), line.mean, rtol=0, atol=1e-9))
+    return True
+
+
+def _sanity_step(row: Mapping[str, str]) -> SanityStep:
+    """A line of sanity_checks/results.csv."""
+    mean, sd, low, high = (float(row[name] or "nan") for name in ("mean", "sd", "low", "high"))
+    return SanityStep(
+        method=row["method"],
+        check=row["check"],
+        step=int(row["step"]),
+        layer=row["layer"],
+        score=row["score"],
+        n=int(row["n"]),
+        n_undefined=int(row["n_undefined"]),
+        mean=mean,
+        sd=sd,
+        low=low,
+        high=high,
+        verdict=row["verdict"],
+        looks_at_model=row["model_independent"] != "True",
+    )
 
 
 # --- maps
