@@ -3,12 +3,15 @@
 import csv
 import logging
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from heatproof import config, store
 from heatproof.errors import ConfigError
+from heatproof.methods.explainer import Explained
 from heatproof.stages import robustness
 from heatproof.stages.run import Run
 from tests.end_to_end.conftest import heatproof
@@ -78,6 +81,19 @@ def test_the_batch_size_changes_nothing(written, tmp_path):
         np.testing.assert_array_equal(found.read("index"), column(run, name, "index"))
         # Batches of another size round differently, which float16 maps show in their third digit.
         np.testing.assert_allclose(found.read("uniform_change"), column(run, name, "uniform_change"), atol=2e-3)
+
+
+def test_an_invalid_map_of_a_perturbed_image_makes_this_distance_undefined_only(written):
+    _, run = written
+    test = robustness.test(run.config)
+    maps = torch.ones(2, 4, 4)
+    maps[1, 0, 0] = torch.inf
+    explained = Explained(maps, torch.tensor([False, True]))
+    subject = SimpleNamespace(explain=lambda images, targets, indices: explained)
+    images = SimpleNamespace(target=np.zeros(2, dtype=np.int64), index=np.arange(2))
+    found = test._explained(images, subject, torch.zeros(2, 3, 4, 4))
+    np.testing.assert_array_equal(found[0], 1)
+    assert np.isnan(found[1]).all()
 
 
 def test_methods_that_cannot_be_called_are_left_out_with_one_line(written, caplog):

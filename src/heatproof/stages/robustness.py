@@ -107,11 +107,12 @@ class Robustness:
         """Maps (B, H, W) of perturbed images, for the class that the intact ones' maps explain."""
         targets = torch.from_numpy(images.target).to(perturbed.device)
         explained = subject.explain(perturbed, targets, torch.from_numpy(images.index))
-        maps = explained.maps.cpu().numpy()
+        invalid = explained.invalid.cpu().numpy()
+        maps = np.where(invalid[:, None, None], np.float32(0), explained.maps.cpu().numpy())
         # Rounded as the stored maps are, so that a map that does not move scores 0.
         stored, scale = scaled(maps, self.settings.dtype)
         kept: NDArray[np.float64] = (stored * scale[:, None, None]).astype(np.float64)
-        kept[explained.invalid.cpu().numpy()] = np.nan
+        kept[invalid] = np.nan
         return kept
 
     def read(self, column: Callable[[str], NDArray[Any]]) -> Iterator[Scored]:
