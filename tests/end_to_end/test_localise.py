@@ -112,6 +112,22 @@ def test_the_published_summary_is_written_beside_the_rows(written):
         assert found["sm_acc"] == pytest.approx(100 * means(run, "sm_acc")[method])
 
 
+def test_each_class_is_told_with_the_number_of_its_tests(written):
+    _, run = written
+    with (folder(run) / "classes.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "gradcam"]
+    stored = store.RowReader(folder(run) / "gradcam.h5")
+    labels, hits, errors = (stored.read(name) for name in ("label", "hit", "le"))
+    assert sum(int(row["pointing_tests"]) for row in rows) == 48
+    for row in rows:
+        chosen = labels == run.dataset.class_names.index(row["class"])
+        assert (int(row["pointing_tests"]), int(row["le_tests"])) == (chosen.sum(), chosen.sum())
+        assert float(row["pointing"]) == pytest.approx(hits[chosen].mean())
+        assert float(row["le"]) == pytest.approx(errors[chosen].mean())
+    mean = np.mean([float(row["pointing"]) for row in rows])
+    assert mean == pytest.approx(means(run, "pointing_class_mean")["gradcam"])
+
+
 def test_a_second_run_computes_nothing(written, monkeypatch):
     _, run = written
     before = {path: path.stat().st_mtime_ns for path in folder(run).iterdir()}

@@ -28,3 +28,11 @@ def test_only_what_the_box_holds_is_seen():
 def test_boxes_must_belong_to_the_images():
     with pytest.raises(InputError, match="boxes: shape"):
         enlarged(torch.zeros(2, 1, 4, 4), np.zeros((1, 4)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_crops_on_the_gpu_are_those_of_the_cpu():
+    images = torch.randn(2, 3, 31, 40, generator=torch.Generator().manual_seed(0))
+    boxes = [[3, 2, 20, 30], [0, 0, 1, 1]]
+    torch.testing.assert_close(enlarged(images.cuda(), boxes).cpu(), enlarged(images, boxes), rtol=0, atol=1e-4)

@@ -1,12 +1,16 @@
 """localise: the pointing game, weight on the object, boxes and pixels.
 
 Reads each method's stored maps, and where the objects are from the data set; writes localise/<method>.h5 (per image: what the
-scores are made of), results.csv, and localise/<method>.json with the summary that masking-based saliency is published with.
+scores are made of), results.csv, classes.csv (pointing and LE of each class, with the number of tests), and
+localise/<method>.json with the summary that masking-based saliency is published with.
+
+The object is the label's, whatever class the map explains: with maps of the predicted class, a wrong prediction is judged too.
 """
 
-import logging
+import csv
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +28,12 @@ from heatproof.removal.pixels import as_float
 from heatproof.stages.evaluate import Images, Subject, evaluate
 from heatproof.stages.run import Run
 
-logger = logging.getLogger(__name__)
-
 RESULTS_VERSION = 1
 
 OVERLAPS = (0.3, 0.5, 0.7)  # required by MaxBoxAccV2; MaxBoxAcc requires the second
 MOST_CLASSES = 100  # up to which the mean over classes is resampled: the work grows with images x classes
+
+BY_CLASS = ("method", "class", "pointing_tests", "pointing", "le_tests", "le")
 
 PER_IMAGE = (
     "half", "tolerance", "hit", "hit_chance", "region_share", "mass_in_region", "absolute_mass_in_region", "rank_in_region",
@@ -341,10 +345,35 @@ def run(run: Run) -> None:
     """Computes what is missing or stale of every method's scores, and summarises them."""
     wanted = test(run.config)
     _check(run, wanted.settings)
-    for name, path in evaluate(run, wanted.settings, wanted).items():
-        found = summary(store.RowReader(path).read)
-        if not run.dry_run and artefacts.read_json(path.with_name(f"{name}.json")) != found:
+    files = evaluate(run, wanted.settings, wanted)
+    if run.dry_run:
+        return
+    lines = []
+    for name, path in files.items():
+        column = store.RowReader(path).read
+        lines += [[name, *line] for line in _by_class(column, run.dataset.class_names)]
+        found = summary(column)
+        if artefacts.read_json(path.with_name(f"{name}.json")) != found:
             artefacts.write_json(path.with_name(f"{name}.json"), found)
+    _write_classes(run.config.outdir / wanted.section / "classes.csv", [[str(cell) for cell in line] for line in lines])
+
+
+def _write_classes(path: Path, lines: list[list[str]]) -> None:
+    """Writes the table of classes, unless it says this already."""
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            if list(csv.reader(file)) == [list(BY_CLASS), *lines]:
+                return
+    artefacts.write_csv(path, BY_CLASS, lines)
+
+
+def _by_class(column: Callable[[str], NDArray[Any]], class_names: tuple[str, ...]) -> Iterator[list[Any]]:
+    """A line for each class that occurs: its name, and of pointing and LE the number of tests and the mean."""
+    labels = column("label")
+    means = [pointing.class_accuracy(column(name), labels, len(class_names))[:2] for name in ("hit", "le")]
+    for label in np.unique(labels).tolist():
+        cells = [(int(tests[label]), float(mean[label]) if tests[label] else "") for mean, tests in means]
+        yield [class_names[label], *cells[0], *cells[1]]
 
 
 def _check(run: Run, settings: config.Localise) -> None:
