@@ -75,7 +75,7 @@ def test_controls_are_added_unless_a_method_has_their_name(path):
         ("retrain_cls.percentiles=[10,30,150]", "retrain_cls.percentiles[2]: 150: must lie between 0 and 100"),
         ("retrain_cls.percentiles=[-1]", "retrain_cls.percentiles[0]: -1: must lie between 0 and 100"),
         ("retrain_cls.percentiles=[10,10]", "retrain_cls.percentiles: [10, 10]: 10 occurs twice"),
-        ("retrain_cls.metrics=roas", "retrain_cls.metrics[0]: 'roas': input should be 'roar' or 'kar'"),
+        ("retrain_cls.metrics=roas", "retrain_cls.metrics[0]: 'roas': input should be 'roar', 'kar' or 'mask_only'"),
         ("data.dataset=null", "data.dataset: None: input should be a valid string"),
         ("outdir=null", "outdir: None: input is not a valid path"),
         ("train_cls.model=null", "train_cls.model: None: "),
