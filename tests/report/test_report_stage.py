@@ -167,7 +167,7 @@ def test_curves_of_another_fill_are_left_out(whole):
     other = Results(run_folder.open_run(whole, "pixel_perturbation_analysis.fill=black"))
     [progress] = other.test_progress()
     assert other.curves() is None
-    assert len(progress.remarks) == 8
+    assert len(progress.remarks) == 1
     assert '(fill: "mean" -> "black")' in progress.remarks[0]
 
 

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import math
+import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,11 @@ class Table:
         listed = [method for method in methods if method.name in present]
         tested, controls = arranged(listed, order)
         return cls(key, title, tuple(scored), tuple(tested), tuple(controls), scored[0].score.unit)
+
+    @property
+    def names_tests(self) -> bool:
+        """Whether its scores are of several tests, so that each column has to say of which."""
+        return len({part.score.test for part in self.scored}) > 1
 
     def entry(self, column: int, name: str) -> Entry | None:
         """The cell of a method."""
@@ -166,6 +172,15 @@ def _versus(entry: Entry, name: str) -> Iterator[Any]:
     else:
         yield from map(csv_number, (versus.gain, versus.low, versus.high, versus.effect, versus.p))
         yield versus.outcome
+
+
+def slug(words: str) -> str:
+    """Words as part of a file's name.
+
+    >>> slug("squares, MoRF")
+    'squares-morf'
+    """
+    return "-".join(re.findall(r"[\w.=+]+", words.lower()))
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from heatproof.metrics import statistics
 from heatproof.report import drawing, scores
-from heatproof.report.figures import Figure, arranged, csv_number, csv_text, matrix_csv
+from heatproof.report.figures import Figure, arranged, csv_number, csv_text, matrix_csv, slug
 from heatproof.report.records import Method, Settings
 from heatproof.report.scores import REFERENCES, Entry, Score, Scored
 from heatproof.report.wording import count
@@ -243,12 +243,7 @@ def _ranking(part: Scored, methods: Sequence[Method], settings: Settings) -> Ran
     lines = [(n, float(means[i]), float(low[i]), float(high[i])) for n, i in zip(sorted_names, order, strict=True)]
     figure = None
     if f.p <= 1 - settings.confidence:
-        key = (
-            f"critical-difference-{score.test}-{score.label}".lower()
-            .replace(" ", "_")
-            .replace(",", "")
-            .replace("=", "")
-        )
+        key = f"critical-difference-{slug(score.test)}-{slug(score.label)}"
         title = f"Average ranks within {count(blocks, 'image')}: {score.title}"
         drawn = drawing.critical_difference(
             title, sorted_names, means[order].tolist(), difference, statistics.groups(means[order], difference)

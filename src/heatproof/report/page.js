@@ -116,7 +116,7 @@
     bar.append(mean, ...buttons, values);
   });
 
-  // --- drawing, when a chart comes near the window
+  // --- drawing: first what is near the window
 
   function draw(place) {
     const chart = alone(charts[place.dataset.chart], place);
@@ -130,11 +130,22 @@
 
   const places = [...document.querySelectorAll(".plot")];
   const seen = new Set();
-  const show = (place) => { seen.add(place); draw(place); };
+  const show = (place) => {
+    if (seen.has(place)) return;
+    seen.add(place);
+    draw(place);
+  };
   const watcher = new IntersectionObserver((entries) => {
-    entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => { watcher.unobserve(target); show(target); });
+    entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => show(target));
   }, { rootMargin: "900px" });
   places.forEach((place) => watcher.observe(place));
+  // The rest one by one, but for those that are folded away.
+  const rest = places.filter((place) => place.clientWidth);
+  const next = () => {
+    const place = rest.shift();
+    if (place) { show(place); setTimeout(next, 30); }
+  };
+  setTimeout(next, 200);
   const drawAgain = () => seen.forEach(draw);
   scheme.addEventListener("change", drawAgain);
   window.addEventListener("beforeprint", () => places.forEach(show));

@@ -1,6 +1,7 @@
 """What has to be known before ROAR and KAR are read: leakage of the masks, twins, and whether the two orders agree."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,18 +114,18 @@ def orders(lines: Sequence[RetrainingLine]) -> list[OrderLine]:
     ]
 
 
+_IN_TABLES = re.compile(r"(not )?better than (random|sobel|centre)(: not testable)?")
+
+
 def marks(lines: Sequence[RetrainingLine]) -> list[str]:
-    """What has to be said of methods, one sentence each; the same words about several fractions are said once."""
+    """What the tables of scores do not say of methods, one sentence each; the same of several fractions is said once."""
     said: dict[tuple[str, str, str], list[str]] = {}
     for line in lines:
-        if (
-            line.marks
-            and not line.control
-            and line.score in ("accuracy", "area_to_random")
-            and line.metric != "mask_only"
-        ):
+        if not line.control and line.score in ("accuracy", "area_to_random") and line.metric != "mask_only":
             where = "area to random" if math.isnan(line.removed_fraction) else percent(line.removed_fraction)
-            said.setdefault((line.method, line.metric, line.marks), []).append(where)
+            for words in filter(None, line.marks.split("; ")):
+                if not _IN_TABLES.fullmatch(words):
+                    said.setdefault((line.method, line.metric, words), []).append(where)
     return [
         f"{method}, {metric.upper() if metric != 'recursive' else 'recursive ROAR'} ({', '.join(where)}): {words}."
         for (method, metric, words), where in said.items()

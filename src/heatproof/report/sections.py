@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from heatproof.metrics.score import Curve, Pooled, Scored
 from heatproof.report import charts, scores
 from heatproof.report.charts import Chart
-from heatproof.report.figures import WIDEST, Figure, Table, line_figure
+from heatproof.report.figures import WIDEST, Figure, Table, line_figure, slug
 from heatproof.report.records import Material, Method, Settings, TestResult
 from heatproof.report.scores import Score
 
@@ -44,6 +44,7 @@ class Section:
         primary: its headline scores.
         scored: all scores that are in tables, the headline ones first.
         tables: of these.
+        is_above: whether its main scores and curves are shown elsewhere.
     """
 
     key: str
@@ -55,6 +56,7 @@ class Section:
     primary: tuple[scores.Scored, ...]
     scored: tuple[scores.Scored, ...]
     tables: tuple[Table, ...] = ()
+    is_above: bool = False
 
     def in_order(self, methods: Sequence[Method], order: Sequence[str]) -> "Section":
         """The same with tables, whose rows are in an order: names of the methods under test, the best first."""
@@ -73,7 +75,8 @@ def section(test: TestResult, material: Material) -> Section:
         test: its results.
         material: methods and settings of the page.
     """
-    if test.name == PERTURBATION and material.curves is not None:
+    is_above = test.name == PERTURBATION and material.curves is not None
+    if is_above:
         test = replace(test, scores=[score for score in test.scores if score.name not in SHOWN_ABOVE])
     grouped = _grouped(test)
     columns, figures = [], []
@@ -83,7 +86,6 @@ def section(test: TestResult, material: Material) -> Section:
         else:
             columns += [_column(score, found, material) for score, found in _with_settings(score, by_setting)]
     columns.sort(key=lambda part: not part.score.is_primary)
-    is_above = test.name == PERTURBATION and material.curves is not None
     return Section(
         key=test.name,
         title=_title(test),
@@ -93,6 +95,7 @@ def section(test: TestResult, material: Material) -> Section:
         settings=tuple(figures),
         primary=tuple(part for part in columns if part.score.is_primary),
         scored=tuple(columns),
+        is_above=is_above,
     )
 
 
@@ -241,7 +244,7 @@ def _curves(test: TestResult, material: Material) -> Iterator[Figure]:
         }
         yield line_figure(
             Chart(
-                f"{test.name}-{name.lower().replace(' ', '_')}",
+                f"{test.name}-{slug(name)}",
                 f"{_title(test)}: {name}",
                 f"Mean over images of the {first.y_label}. {words[first.better]}.",
                 first.y_label,

@@ -15,11 +15,11 @@ from heatproof.report.scores import Point
 from heatproof.report.wording import interval, listed, number
 
 MEASURES = {
-    "spearman": "Spearman's rank correlation of all pixels, in [−1, 1]",
-    "abs_spearman": "Spearman's rank correlation of the absolute values, in [−1, 1]",
-    "top_k_overlap": "share of the most important pixels in common, in [0, 1]",
-    "ssim": "structural similarity (SSIM), in [−1, 1]",
-    "hog": "correlation of histograms of oriented gradients, in [−1, 1]",
+    "spearman": "Rank correlation (Spearman) of all pixels, in [−1, 1]",
+    "abs_spearman": "Rank correlation (Spearman) of the absolute values, in [−1, 1]",
+    "top_k_overlap": "Share of the most important pixels in common, in [0, 1]",
+    "ssim": "Structural similarity (SSIM), in [−1, 1]",
+    "hog": "Correlation of histograms of oriented gradients, in [−1, 1]",
 }
 """What the similarities are."""
 CHECKS = {
@@ -69,10 +69,10 @@ def likenesses(found: Similarity, settings: Settings) -> Iterator[Likeness]:
         low, high = scores.bootstrap_intervals(flat, settings)
         shape = (len(names), len(names))
         title = f"Agreement of the methods: {name.replace('_', ' ')}"
+        pairs = [(first, second) for first in names for second in names]
         rows = [
-            (first, second, int(n[place]), len(flat[place]) - int(n[place]), *map(csv_number, ends))
-            for place, (first, second) in enumerate((a, b) for a in names for b in names)
-            if (ends := (mean[place], low[place], high[place]))
+            (*pair, int(n[place]), len(table) - int(n[place]), *map(csv_number, (mean[place], low[place], high[place])))
+            for place, pair in enumerate(pairs)
         ]
         text = csv_text(("first", "second", "n", "n_undefined", "mean", "low", "high"), rows)
         has_tree = len(found.linkage) > 0 and list(found.leaf_order) == names
@@ -206,7 +206,7 @@ def step_figures(steps: Sequence[SanityStep], methods: Sequence[Method]) -> Iter
             Chart(
                 f"sanity-{check}-{score}",
                 f"{check.replace('_', ' ').capitalize()}: {score.replace('_', ' ')}",
-                f"Similarity to the intact maps: {MEASURES.get(score, score)}. The classifier: {CHECKS.get(check, check)}.",
+                f"{MEASURES.get(score, score)}, of each map with that of the intact classifier. Here: {CHECKS.get(check, check)}.",
                 "similarity",
                 lines,
                 "",

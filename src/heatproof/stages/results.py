@@ -338,7 +338,8 @@ class Results:
         if self.fingerprints:
             wanted["data"] = self.fingerprints["test"]
         found: dict[str, store.RowReader] = {}
-        remarks = []
+        stale: dict[str, str] = {}
+        remarks: list[str] = []
         for method in section.methods():
             name, path = method.name, self.settings.outdir / test.section / f"{method.name}.h5"
             state = store.read_state(path)
@@ -346,12 +347,13 @@ class Results:
                 continue
             reason = state.damage or _differs(state.origin or {}, wanted) or self._made_from_others(name, state)
             if reason:
-                remarks.append(
-                    f"{test.section}: the scores of {name} were made with other settings or are damaged ({reason}); "
-                    "left out."
-                )
+                stale[name] = reason
             else:
                 found[name] = store.RowReader(path)
+        remarks += [
+            f"{test.section}: the scores of {listed(names)} were made with other settings or are damaged ({reason}); left out."
+            for reason, names in _grouped(stale)
+        ]
         for name in _odd({name: [r.origin.get("model"), r.origin.get("rows")] for name, r in found.items()}):
             remarks.append(
                 f"{test.section}: the scores of {name} are of another classifier or other images than the rest; left out."
