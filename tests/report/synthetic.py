@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from heatproof.metrics.score import Curve, Pooled, Score, Scored
 from heatproof.report import (
     Cost,
     Curves,
@@ -14,6 +15,7 @@ from heatproof.report import (
     Progress,
     Retraining,
     Settings,
+    TestResult,
     Training,
 )
 
@@ -69,6 +71,45 @@ def curves(images=60, quality=QUALITY, fractions=(0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
         probability[name] = np.clip(curve + own * (steps > 0), 0.0, 1.0)
         predicted[name] = np.where(probability[name] > 0.5, targets[:, None, None], 3 - targets[:, None, None])
     return Curves(steps, targets, probability, predicted, ("stripes", "dots", "rings", "lattice"))
+
+
+PROBED = (
+    Score("hit", "higher", "how often the map hits, in [0, 1]", headline=True),
+    Score("cost", "lower", "what the map costs"),
+    Score("size", "neither", "how large the map is", headline=True, oracle_best=False),
+    Score("precision", "higher", "precision of all pixels together, in [0, 1]"),
+    Score("near", "higher", "how near the map comes", headline=True),
+    Score("left", "lower", "what is left after removal"),
+)
+
+
+def probing(images=60, quality=QUALITY):
+    """A test of stored maps with every kind of score; better methods score better in all that have a direction."""
+    rng = np.random.default_rng(5)
+    common = rng.normal(0, 0.05, (6, images))
+    values = {}
+    for name, value in quality.items():
+        own = common if name == "random" else common + rng.normal(0, 0.01, common.shape)
+        if name == "useless":
+            own = common + np.where(np.arange(images) % 2 == 0, 0.01, -0.01)
+        hit = 0.5 + 0.3 * value + own[0]
+        if name == "good":
+            hit[:3] = np.nan
+        pixels = np.full(images, 100.0)
+        precision = np.stack([np.round(pixels * np.clip(0.4 + 0.3 * value + own[3], 0, 1)), pixels], axis=1)
+        x = np.linspace(0, 1, 6)
+        values[name] = (
+            Scored("hit", hit, useless=np.full(images, 0.5)),
+            Scored("cost", 2 - value + own[1]),
+            Scored("size", 3 + own[2]),
+            Pooled("precision", precision, lambda total: total[:, 0] / total[:, 1]),
+            *(Scored("near", 0.5 + 0.2 * value + own[4], f"tolerance={tolerance}") for tolerance in (1, 3)),
+            *(Scored("left", 1 - s * (0.5 + 0.3 * value) + own[5], f"removed={s:g}") for s in (1.0, 0.1, 0.2, 0.5)),
+            Curve(
+                "fall", x, 1 - x * (0.5 + 0.4 * value) + own[5][:, None] * x, "removed share", "probability", "lower"
+            ),
+        )
+    return TestResult("probing", "probing", "does a map hit", PROBED, values, np.arange(images))
 
 
 def picture(index, is_right=True, side=32):

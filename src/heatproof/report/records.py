@@ -235,7 +235,7 @@ class Picture:
         pixels: (H, W, C) uint8, C 1 or 3.
         label, prediction, target: names of the true class, the classifier's and the explained one.
         confidence: the classifier's probability of its prediction.
-        is_right: whether prediction and label agree.
+        is_right: whether prediction and label agree; None where the classifier's classes are not the labels.
         region: (H, W) the object, where the data set knows it.
         maps: for each method (H, W); NaN where invalid.
     """
@@ -246,7 +246,7 @@ class Picture:
     prediction: str
     target: str
     confidence: float
-    is_right: bool
+    is_right: bool | None
     region: NDArray[np.bool_] | None
     maps: Mapping[str, NDArray[np.float32]]
 
