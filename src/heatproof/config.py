@@ -99,6 +99,9 @@ class Model(Section):
     constructor_args: Options = Field(default_factory=dict)
     pretrained_weights: str | None = Field(None, description="file with a tensors-only state dict, or DEFAULT")
     transformer: str | None = Field(None, description="dotted path called with (model, num_classes)")
+    class_names: Path | None = Field(
+        None, description="text file with the name of each class, one a line, where they are not the data set's"
+    )
     normalization: NormalizationSection | None = None
 
 

@@ -182,7 +182,7 @@ def stored_maps(run: Run, section: config.MapTest) -> StoredMaps:
         files[method.name] = path
     if missing:
         plan.only(missing).extract(split, files, folder, rows=None if len(rows) == len(split) else rows)
-    _log_accuracy(next(iter(files.values())), rows)
+    _log_accuracy(run, next(iter(files.values())), rows)
     return StoredMaps(plan, split, rows, files)
 
 
@@ -198,10 +198,10 @@ def sampled_file(path: Path, rows: NDArray[np.int64], count: int) -> Path:
     return path if len(rows) == count else path.with_name(f"{path.stem}-{len(rows)}.h5")
 
 
-def _log_accuracy(path: Path, rows: NDArray[np.int64]) -> None:
+def _log_accuracy(run: Run, path: Path, rows: NDArray[np.int64]) -> None:
     """Says how good the classifier is on the images: scores of the maps of a bad one explain nothing."""
-    if path.is_file():
-        reader = store.MapReader(path)
+    reader = store.MapReader(path) if path.is_file() else None
+    if reader is not None and run.class_names(reader.classes) == tuple(run.dataset.class_names):
         chosen = np.isin(reader.index, rows)
         right = int((reader.predictions[chosen] == reader.labels[chosen]).sum())
         logger.info("the classifier is right on %d of %d images", right, len(rows))

@@ -100,7 +100,6 @@ def export_maps(path: Path, target: Path, *, form: str, run: Run | None) -> None
         split = run.dataset.split(reader.split)
         if reader.origin.get("data") != split.fingerprint:
             raise MapError(f"{path}: maps of other data than the configuration's")
-        store.export_virelay(
-            reader, target, lambda rows: split.pixels(reader.index[rows]).numpy(), run.dataset.class_names
-        )
+        names = run.class_names(reader.classes)
+        store.export_virelay(reader, target, lambda rows: split.pixels(reader.index[rows]).numpy(), names)
     logger.info("%s: written", target)

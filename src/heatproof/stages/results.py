@@ -100,6 +100,12 @@ class Results:
 
     # --- the classifier
 
+    @functools.cached_property
+    def _classifier_names(self) -> tuple[str, ...]:
+        """Of the classes that the maps explain: the data set's, unless the classifier has others."""
+        reader = next(iter(self.maps.readers.values()), None)
+        return self.run.class_names(reader.classes) if reader is not None and self.fingerprints else self.class_names
+
     def training(self) -> tuple[Training | None, Progress | None]:
         """How the classifier was trained, and whether it is there."""
         section = self.settings.train_cls
@@ -184,15 +190,17 @@ class Results:
         regions = split.regions(indices)
         maps = {name: reader.maps(_rows_of(reader, indices)) for name, reader in readers.items()}
         sure = confidence(first.logits[chosen])
+        names = self._classifier_names
+        comparable = names == self.class_names
         return [
             Picture(
                 index=int(index),
                 pixels=pixels[place],
-                label=self._class_name(first.labels[row]),
-                prediction=self._class_name(first.predictions[row]),
-                target=self._class_name(first.targets[row]),
+                label=_name(self.class_names, first.labels[row]),
+                prediction=_name(names, first.predictions[row]),
+                target=_name(names, first.targets[row]),
                 confidence=float(sure[place]),
-                is_right=bool(first.labels[row] == first.predictions[row]),
+                is_right=bool(first.labels[row] == first.predictions[row]) if comparable else None,
                 region=None if regions is None else regions[place],
                 maps={m.name: maps[m.name][place] for m in self.methods if m.name in maps},
             )
@@ -294,7 +302,7 @@ class Results:
             first.read("target"),
             {name: reader.read("probability") for name, reader in found.items()},
             {name: reader.read("predicted") for name, reader in found.items()},
-            self.class_names,
+            self._classifier_names,
             _fill(section.fill),
         )
 
@@ -500,9 +508,6 @@ class Results:
         counts = Counter(labels)
         return max(counts.values()) / counts.total() if counts else float("nan")
 
-    def _class_name(self, number: int) -> str:
-        return self.class_names[number] if number < len(self.class_names) else str(number)
-
 
 @dataclass(frozen=True)
 class MapFiles:
@@ -684,6 +689,10 @@ def _sanity_step(row: Mapping[str, str]) -> SanityStep:
 
 
 # --- maps
+
+
+def _name(names: Sequence[str], number: int) -> str:
+    return names[number] if number < len(names) else str(number)
 
 
 def _health(name: str, reader: store.MapReader, cuts: Sequence[float], spent: tuple[float, int] | None) -> MapHealth:

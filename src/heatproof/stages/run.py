@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 
 from heatproof import artefacts, runtime, seeding
-from heatproof.config import Config, Model, Plugin, Training
+from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, Training
 from heatproof.datasets import Dataset, open_dataset, training_statistics
-from heatproof.errors import MissingInputError, ModelError
+from heatproof.errors import ConfigError, MissingInputError, ModelError
 from heatproof.models import LoadedModel, Normalization, load
 from heatproof.training.augmentation import Augmentation
 from heatproof.training.classifier import Named, Recipe
@@ -86,6 +87,27 @@ class Run:
         loaded = self._load(model)
         loaded.module.to(self.device).eval()
         return loaded
+
+    def class_names(self, classes: int) -> tuple[str, ...]:
+        """Names of the explained classifier's classes: of its file, else the data set's, else numbers.
+
+        Raises:
+            ConfigError: the file is not there, or has another number of names.
+        """
+        sections = (section for _, section in self.config if isinstance(section, ExtractCams | MapTest))
+        path = next((section.model.class_names for section in sections), None)
+        if path is None:
+            names = tuple(self.dataset.class_names)
+            return names if len(names) == classes else tuple(map(str, range(classes)))
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: class_names cannot be read: {error}") from error
+        # ImageNet's lists put the WordNet id first and synonyms behind commas.
+        names = tuple(re.sub(r"^n\d{8}\s+", "", line).split(",")[0].strip() for line in lines if line.strip())
+        if len(names) != classes:
+            raise ConfigError(f"{path}: {len(names)} class names; the classifier has {classes} classes")
+        return names
 
     def fresh(self, model: Model, *purpose: str | int) -> LoadedModel:
         """A classifier with initial weights drawn for one purpose from the root seed, on the device."""
