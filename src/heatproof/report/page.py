@@ -163,8 +163,8 @@ def _notes(
         notes["masks alone"] = {
             name: Note(
                 "bad" if name in leaking else "good",
-                f"{'tell the class' if name in leaking else 'do not tell the class'}: at most {percent(line.mean)}, "
-                f"chance {percent(line.useless)}",
+                f"{'tell' if name in leaking else 'do not tell'} the class ({percent(line.mean)}, "
+                f"chance {percent(line.useless)})",
             )
             for name, line in highest.items()
         }

@@ -82,7 +82,9 @@ class Score:
     @property
     def title(self) -> str:
         """What it is called among the scores of all tests."""
-        return self.test if self.test in _OWN_TESTS else f"{self.label} ({self.test})"
+        if self.test in (*_OWN_TESTS, self.label):
+            return self.test
+        return f"{self.label} ({self.test})"
 
 
 @dataclass(frozen=True)
