@@ -101,6 +101,7 @@ def _start_worker(threads: int, device: torch.device, numbers: "multiprocessing.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     number = numbers.get()
     torch.set_num_threads(threads)
+    runtime.keep_freed_memory()
     if str(device) == "cuda":  # one of several: the processes share them out
         torch.cuda.set_device(number % torch.cuda.device_count())
     runtime.make_deterministic(device)

@@ -135,6 +135,7 @@ def _run_stages(asked: argparse.Namespace, stages: Sequence[str], *, needs_all: 
     from heatproof.stages.run import Run
 
     run = Run(settings, dry_run=asked.dry_run)
+    runtime.keep_freed_memory()
     runtime.make_deterministic(run.device)
     for name in stages:
         if not needs_all and getattr(settings, STAGES[name].section) is None:

@@ -1,5 +1,6 @@
 """Where and how a run computes: device, threads, determinism, progress, versions."""
 
+import ctypes
 import os
 import platform
 import sys
@@ -50,6 +51,21 @@ def make_deterministic(device: torch.device) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep the memory of freed tensors for the next ones.
+
+    By default glibc returns each large block to the system at once and gets it back zeroed: for the activations of a
+    network on a CPU that costs more than the network. The peak grows by some percent. Elsewhere nothing is done.
+    """
+    try:
+        adjust = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # no glibc
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    adjust(m_mmap_threshold, 1 << 30)
+    adjust(m_trim_threshold, -1)
 
 
 def progress(total: int, description: str, unit: str = "img", initial: int = 0) -> "tqdm[Any]":
