@@ -288,14 +288,16 @@ class Record(Sequence[Block]):
             self._gradients[name] = torch.zeros_like(wanted[name]) if gradient is None else gradient
         self._outputs = {}
 
-    def output(self, index: int) -> Tensor:
-        """Y (B, T, D) of a layer, in the graph: gradients can be asked for with respect to it, until `backward`."""
-        return self._outputs[self.architecture.layers[index].name]
+    def under(self, index: int, scores: Tensor) -> Block:
+        """A block with the gradient of the sum of `scores` at its own output, for scores that were read off early.
 
-    def block_with(self, index: int, output_gradient: Tensor, scale: float = 1.0) -> Block:
-        """A block with a gradient of its own at its output, in place of that of `backward`."""
+        To be asked for after the forward pass, in place of `backward`.
+        """
         layer = self.architecture.layers[index]
-        return Block(layer, self._x(layer), output_gradient, scale)
+        y = self._outputs[layer.name]
+        scale = HALF_PRECISION_SCALE if y.dtype == torch.float16 else 1.0
+        (gradient,) = torch.autograd.grad(scores.sum() * scale, y)
+        return Block(layer, self._x(layer), gradient, scale)
 
     def _block(self, layer: AttentionLayer) -> Block:
         return Block(layer, self._x(layer), self._gradients.get(layer.name), self._scale)
@@ -557,7 +559,8 @@ def _bound(keep: Callable[..., Any], layer: AttentionLayer) -> Callable[..., Any
 
 def _split(merged: Tensor, heads: int) -> Tensor:
     """(B, T, A * d) -> (B, A, T, d)."""
-    return merged.unflatten(2, (heads, -1)).transpose(1, 2)
+    split: Tensor = merged.unflatten(2, (heads, -1))
+    return split.transpose(1, 2)
 
 
 def _linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
