@@ -166,6 +166,9 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 def _saved(figure: Any, title: str) -> Drawing:
     text, picture = io.StringIO(), io.BytesIO()
+    # Laid out once, not again for each of the two files.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     figure.savefig(
         text, format="svg", metadata={"Date": None, "Creator": "heatproof", "Title": title}, bbox_inches="tight"
     )

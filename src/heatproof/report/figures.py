@@ -16,7 +16,7 @@ from heatproof.report.drawing import Drawing
 from heatproof.report.records import Method
 from heatproof.report.scores import ORACLE, REFERENCES, Entry, Scored
 
-WIDEST = 6
+WIDEST = 5
 """Columns of scores in one table."""
 LARGEST_LINK = 200_000
 """Characters of a file inside the page; a larger one lies beside it only."""

@@ -70,11 +70,14 @@
 
   const written = (value) => (value === null ? "—" : value.toFixed(3).replace("-", "−"));
 
+  // A name that may be broken after each underscore.
+  const breakable = (name) => name.split(/(?<=_)/).flatMap((part) => [part, document.createElement("wbr")]);
+
   function valuesOf(test, row) {
-    const scores = Object.entries(singles[test].scores);
-    const methods = [...new Set(scores.flatMap(([, found]) => Object.keys(found)))];
+    const scores = singles[test].names.map((name) => [name, singles[test].scores[name]]);
+    const methods = singles[test].methods.filter((method) => scores.some(([, found]) => method in found));
     const head = element("tr", {}, element("th", { scope: "col", textContent: `Image ${singles[test].images[row]}` }));
-    head.append(...scores.map(([name]) => element("th", { scope: "col", textContent: name })));
+    head.append(...scores.map(([name]) => element("th", { scope: "col" }, ...breakable(name))));
     const body = methods.map((method) => {
       const cells = scores.map(([, found]) => element("td", { textContent: found[method] ? written(found[method][row]) : "—" }));
       return element("tr", {}, element("th", { scope: "row", textContent: method }), ...cells);

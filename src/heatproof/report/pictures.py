@@ -71,20 +71,30 @@ def map_picture(values: NDArray[np.float32], *, signed: bool) -> str:
     """
     if not np.isfinite(values).all():
         return _data_uri(Image.new("L", values.shape[::-1], 128))
+    image = _small(Image.fromarray(np.round(255 * scaled(values, signed=signed)).astype(np.uint8)))
+    image.putpalette(palette(DIVERGING if signed else SEQUENTIAL))
+    return _data_uri(image)
+
+
+def scaled(values: NDArray[np.floating], *, signed: bool) -> NDArray[np.floating]:
+    """A map's place on a scale of colours, in [0, 1]: 0.5 is zero where signed, else from its smallest to its largest value.
+
+    >>> scaled(np.array([[-1.0, 0.0, 2.0]]), signed=True)
+    array([[0.25, 0.5 , 1.  ]])
+    """
     if signed:
         largest = float(np.abs(values).max()) or 1.0
-        scaled = 0.5 + values / (2 * largest)
+        places = 0.5 + values / (2 * largest)
     else:
         low, high = float(values.min()), float(values.max())
-        scaled = (values - low) / ((high - low) or 1.0)
-    image = _small(Image.fromarray(np.round(255 * np.clip(scaled, 0, 1)).astype(np.uint8)))
-    image.putpalette(_palette(DIVERGING if signed else SEQUENTIAL))
-    return _data_uri(image)
+        places = (values - low) / ((high - low) or 1.0)
+    clipped: NDArray[np.floating] = np.clip(places, 0, 1)
+    return clipped
 
 
 def gradient(*, signed: bool) -> tuple[str, ...]:
     """Nine colours from one end of a scale to the other, for a legend."""
-    table = np.frombuffer(_palette(DIVERGING if signed else SEQUENTIAL), dtype=np.uint8).reshape(256, 3)
+    table = np.frombuffer(palette(DIVERGING if signed else SEQUENTIAL), dtype=np.uint8).reshape(256, 3)
     return tuple("#" + bytes(table[place]).hex() for place in np.linspace(0, 255, 9).round().astype(int))
 
 
@@ -110,7 +120,8 @@ def _runs(is_edge: NDArray[np.bool_]) -> Sequence[tuple[int, int]]:
     return list(zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist(), strict=True))
 
 
-def _palette(name: str) -> bytes:
+def palette(name: str) -> bytes:
+    """The 256 colours of one of matplotlib's scales: red, green and blue of each, one byte for each."""
     import matplotlib as mpl
 
     table = mpl.colormaps[name](np.arange(256))[:, :3]

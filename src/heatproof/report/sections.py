@@ -108,7 +108,7 @@ def singles(tests: Sequence[TestResult], sections: Sequence[Section], pictures: 
         pictures: positions of the gallery's images in the test split; those that a test did not see are left out.
 
     Returns:
-        For each test its `images`, `curves` (name -> x and, for each method, a list of values for each image) and
+        For each test its `images`, its `methods` and `names` of scores in their order, `curves` (name -> x and, for each method, a list of values for each image) and
         `scores` (name -> for each method a value for each image); an undefined value is None.
     """
     made = {}
@@ -118,6 +118,8 @@ def singles(tests: Sequence[TestResult], sections: Sequence[Section], pictures: 
         if rows:
             made[test.name] = {
                 "images": [int(test.index[row]) for row in rows],
+                "methods": list(test.values),
+                "names": [part.score.label for part in shown.scored if part.values],
                 "curves": {name: _single_curve(found, rows) for name, found in _curve_parts(test).items()},
                 "scores": {
                     part.score.label: {name: _short(values[rows]) for name, values in part.values.items()}
