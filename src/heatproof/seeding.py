@@ -23,3 +23,15 @@ def derive(seed: int, *purpose: str | int) -> int:
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     """A NumPy generator (Philox: same stream on every machine) for one purpose."""
     return np.random.Generator(np.random.Philox(key=derive(seed, *purpose)))
+
+
+def of_split(seed: int, split: str) -> int:
+    """The root seed of what is drawn for the images of a split: the seed itself for `test`, another one elsewhere.
+
+    Images of two splits with the same index must not share their draws (orders of tied pixels, random maps, noise): a
+    network retrained on the one split would know the other's images, and their labels, by what was drawn for them.
+
+    >>> of_split(3, "test"), of_split(3, "train") == of_split(3, "validation")
+    (3, False)
+    """
+    return seed if split == "test" else derive(seed, "split", split)

@@ -70,6 +70,16 @@ def test_images_and_maps_are_paired_by_index(finished):
     np.testing.assert_array_equal(found[:, 0], found[:, 1])
 
 
+def test_images_of_two_splits_share_no_draws(finished):
+    # A network retrained on the one would know the other's images by their random maps, or by their order of tied pixels.
+    folder = finished.parent / "out" / "extract_cams"
+    splits = ("train", "validation", "test")
+    for method in ("random", "oracle"):
+        ranks = [store.MapReader(folder / method / f"{split}.h5").ranks([5])[0] for split in splits]
+        alike = [np.corrcoef(ranks[a].ravel(), ranks[b].ravel())[0, 1] for a, b in ((0, 1), (0, 2), (1, 2))]
+        assert max(alike) < 0.4, method  # objects overlap a little; shared draws would give 0.9 and more
+
+
 def test_a_cell_says_what_it_was_and_keeps_every_answer(finished):
     outdir = finished.parent / "out"
     cell = json.loads((outdir / "retrain_cls" / "kar" / "gradcam" / "30" / "seed1.json").read_text())

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from heatproof import config, removal, runtime, store
+from heatproof import config, removal, runtime, seeding, store
 from heatproof.datasets import Split
 from heatproof.errors import MapError
 from heatproof.methods.explainer import Explained, Explainer
@@ -110,7 +110,7 @@ class Extraction:
             "target": self.target,
             "dtype": self.dtype,
             "ties": self.ties,
-            "seed": self.run.config.seed,
+            "seed": seeding.of_split(self.run.config.seed, split.name),
         }
 
     def only(self, methods: Sequence[Explainer]) -> "Extraction":
@@ -163,7 +163,7 @@ class Extraction:
                         started = time.monotonic()
                         bar.set_postfix_str(method.name, refresh=False)
                         maps, invalid = self._explain(shared, explain, bar)
-                        self.write(writer, block, shared, maps, invalid)
+                        self.write(writer, split.name, block, shared, maps, invalid)
                         runtime.record_time(timing, f"{method.name}/{split.name}", len(shared.index), started)
         for writer in writers:
             writer.finish()
@@ -188,7 +188,7 @@ class Extraction:
                 writer.write(
                     block,
                     maps=maps,
-                    ranks=self.ranks(reader.index[chosen], maps, invalid) if ranks is None else ranks,
+                    ranks=self.ranks(split.name, reader.index[chosen], maps, invalid) if ranks is None else ranks,
                     invalid=invalid,
                     index=reader.index[chosen],
                     label=reader.labels[chosen],
@@ -205,7 +205,7 @@ class Extraction:
         return method.bind(
             self.loaded.module,
             {
-                "seed": self.run.config.seed,
+                "seed": seeding.of_split(self.run.config.seed, split.name),
                 "regions": regions_of(split),
                 "normalization": self.loaded.normalization,
             },
@@ -262,6 +262,7 @@ class Extraction:
     def write(
         self,
         writer: store.MapWriter,
+        split: str,
         block: store.Block,
         images: "IntactImages",
         maps: NDArray[np.float32],
@@ -271,7 +272,7 @@ class Extraction:
         writer.write(
             block,
             maps=maps,
-            ranks=self.ranks(images.index, maps, invalid),
+            ranks=self.ranks(split, images.index, maps, invalid),
             invalid=invalid,
             index=images.index,
             label=images.label,
@@ -281,10 +282,10 @@ class Extraction:
         )
 
     def ranks(
-        self, index: NDArray[np.int64], maps: NDArray[np.float32], invalid: NDArray[np.bool_]
+        self, split: str, index: NDArray[np.int64], maps: NDArray[np.float32], invalid: NDArray[np.bool_]
     ) -> NDArray[np.integer]:
-        """Ranks (N, H, W) of the pixels of maps (N, H, W), ties by the keys of the images `index` (N,)."""
-        return ranked(index, maps, invalid, self.ties, self.run.config.seed)
+        """Ranks (N, H, W) of the pixels of maps (N, H, W), ties by the keys of the images `index` (N,) of a split."""
+        return ranked(index, maps, invalid, self.ties, seeding.of_split(self.run.config.seed, split))
 
     def _explain(
         self, images: "IntactImages", explain: Explain, bar: "tqdm[Any]"

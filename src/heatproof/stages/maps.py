@@ -65,7 +65,7 @@ def import_maps(run: Run, source: Path, *, method: str, split: str) -> None:
             images = plan.intact(data, np.arange(block.start, block.stop))
             if found.target is not None:
                 images = dataclasses.replace(images, target=found.target[rows])
-            plan.write(writer, block, images, maps, invalid)
+            plan.write(writer, data.name, block, images, maps, invalid)
             bar.update(len(rows))
     writer.finish()
     runtime.record_time(run.config.outdir / "extract_cams", f"import/{method}/{split}", len(data), started)

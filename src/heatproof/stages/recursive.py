@@ -68,7 +68,7 @@ class Explanation:
             rows_per_block=min(store.rows_per_shard(split.size), ROWS_PER_BLOCK),
         )
         provided = {
-            "seed": self.run.config.seed,
+            "seed": kept["seed"],
             "regions": regions_of(split),
             "normalization": self.loaded.normalization,
         }

@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heatproof import artefacts, cells, config, plugins, removal, runtime, store
+from heatproof import artefacts, cells, config, plugins, removal, runtime, seeding, store
 from heatproof.datasets import Split
 from heatproof.errors import ConfigError, MapError, MissingInputError
 from heatproof.methods.explainer import Explainer
@@ -165,15 +165,15 @@ def _explain(run: Run, section: config.RetrainCls, splits: dict[str, Split], job
     state = torch.load(job.weights, map_location=run.device, weights_only=True)
     loaded.module.load_state_dict(state)
     extraction = run.config.extract_cams
-    explanation = recursive.Explanation(
-        run,
-        loaded,
-        _explainer(section, job.method),
-        _fill(run, section),
-        job.percentile / 100,
-        64 if extraction is None else extraction.batch_size,
-    )
     for name, split in splits.items():
+        explanation = recursive.Explanation(
+            run,
+            loaded,
+            _explainer(section, job.method),
+            _fill(run, section, name),
+            job.percentile / 100,
+            64 if extraction is None else extraction.batch_size,
+        )
         before = store.MapReader(job.maps[name])
         origin = {"retraining": job.origin, "weights": artefacts.sha256(job.weights)}
         explanation.write(split, before, _recursive_maps(job)[name], origin)
@@ -206,7 +206,7 @@ def _removal(run: Run, section: config.RetrainCls, job: Job, split: str) -> Remo
     fraction, first = job.percentile / 100, FIRST[job.metric]
     if job.metric == "mask_only":
         return Removal(reader.ranks, MaskAlone(fraction), reader.invalid if reader.invalid.any() else None)
-    fill = _fill(run, section)
+    fill = _fill(run, section, split)
 
     def degrade(pixels: Tensor, ranks: Tensor, indices: Tensor) -> Tensor:
         return fill(pixels, removal.removed(ranks, fraction, first), indices)
@@ -239,7 +239,9 @@ class MaskAlone:
         return kept[:, None].repeat(1, pixels.shape[1], 1, 1)
 
 
-def build_fill(run: Run, asked: str | config.Plugin, normalization: Callable[[], Normalization]) -> removal.Fill:
+def build_fill(
+    run: Run, asked: str | config.Plugin, normalization: Callable[[], Normalization], split: str = "test"
+) -> removal.Fill:
     """The fill that a section asks for, in units of pixels in [0, 1]; means are looked up only where it takes them."""
     name, options = (asked, {}) if isinstance(asked, str) else (asked.name, asked.options)
     target = removal.FILLS.get(name) or (plugins.resolve(name) if "." in name else None)
@@ -249,15 +251,16 @@ def build_fill(run: Run, asked: str | config.Plugin, normalization: Callable[[],
         means["mean"] = run.statistics.mean if "train" in run.dataset.splits else normalization().mean
     if target is not None and plugins.wants(target, "normalization_mean"):
         means["normalization_mean"] = normalization().mean
-    return removal.build_fill(name, seed=run.config.seed, **means, **options)
+    return removal.build_fill(name, seed=seeding.of_split(run.config.seed, split), **means, **options)
 
 
-def _fill(run: Run, section: config.RetrainCls) -> removal.Fill:
+def _fill(run: Run, section: config.RetrainCls, split: str) -> removal.Fill:
     asked = section.model.normalization
     return build_fill(
         run,
         section.fill,
         lambda: run.statistics if asked is None else Normalization(tuple(asked.mean), tuple(asked.std)),
+        split,
     )
 
 
@@ -268,7 +271,7 @@ def _check(run: Run, section: config.RetrainCls) -> None:
             "or what was learnt from intact images would leak into the score"
         )
     run.recipe(section)
-    _fill(run, section)
+    _fill(run, section, "test")
 
 
 def _grid(run: Run, section: config.RetrainCls) -> Iterator[Job]:
