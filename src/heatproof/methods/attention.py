@@ -181,8 +181,8 @@ class AttentionFlow:
         """Maps at one value for each patch, and the share of saturated patches; `targets` make no difference."""
         fuse = HEAD_FUSIONS[self.head_fusion]
         with _running(self.model, images, targets, gradients=False) as record:
-            capacities = torch.stack([mixed(fuse(block.probabilities)) for block in record], dim=1).double().cpu()
-            row = _first_row(record, lambda pool: fuse(pool.probabilities))[:, 0].double().cpu()
+            capacities = torch.stack([mixed(fuse(block.probabilities)) for block in record], dim=1).cpu().double()
+            row = _first_row(record, lambda pool: fuse(pool.probabilities))[:, 0].cpu().double()
             shape, prefix = (len(images), *record.grid), record.prefix
         pairs = list(zip(capacities.numpy(), row.numpy(), strict=True))
         sinks = range(prefix, row.shape[1])

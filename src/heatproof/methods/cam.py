@@ -1,10 +1,15 @@
-"""Attribution from the activations of one convolutional layer: class activation maps (CAM).
+"""Attribution from the activations of one layer: class activation maps (CAM).
+
+The layer gives (N, C, h, w), as convolutions do, or the tokens (N, T, D) of a vision transformer that `models.attention`
+knows: then the tokens in front of the patches are left out, and the others stand on their grid, (N, D, h, w). Where a head
+reads the class token only, take a layer before the last attention: behind it the patches make no difference.
 
 Each class is a factory: built with a model, the name of a layer and options, called with `(images, targets)`. Maps are
 (N, H, W), enlarged from the layer's own size. A map that is zero everywhere (nothing speaks for the target) is a
 legal map. What is explained is the target's logit.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +21,7 @@ from heatproof.errors import ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.gradient import GuidedBackprop
 from heatproof.methods.variants import scores_of_variants
+from heatproof.models.attention import patch_grid
 from heatproof.models.hooks import frozen_eval, module_named, recorded
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in rows, rules, folding or variants
@@ -35,7 +41,7 @@ def activations(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -
 
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits.
-        layer: name of a submodule whose output is (N, C, h, w).
+        layer: name of a submodule whose output is (N, C, h, w), or (N, T, D) in a vision transformer.
         images: (N, C, H, W).
         targets: (N,).
 
@@ -43,22 +49,35 @@ def activations(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -
         ModelError: where the layer is not called, does not lead to the logits, or has an output of another shape.
     """
     rows.check_batch(images, targets)
-    with recorded(model, layer) as outputs, rows.explaining(model):
+    with recorded(model, layer) as outputs, patch_grid(model) as grid, rows.explaining(model):
         # A copy: the first layer may be in-place. No gradient is asked for the images, so the graph begins at the layer.
         scores = rows.chosen(rows.logits_of(model, images.detach().clone()), targets)
-        values = _of_layer(layer, outputs)
+        values = _of_layer(layer, outputs, grid)
         gradients = torch.autograd.grad(scores.sum(), values, allow_unused=True)[0] if scores.requires_grad else None
     if gradients is None:
         raise ModelError(f"layer {layer!r}: the logits do not depend on its last output; choose another layer")
-    return Activations(values.detach(), gradients)
+    return Activations(_on_grid(values.detach(), grid), _on_grid(gradients, grid))
 
 
-def _of_layer(layer: str, outputs: list[Tensor]) -> Tensor:
+def _of_layer(layer: str, outputs: list[Tensor], grid: list[int]) -> Tensor:
+    """What the layer gave, (N, C, h, w) or tokens (N, T, D) that hold a grid of patches."""
     if not outputs:
         raise ModelError(f"layer {layer!r}: is not called when the model runs; choose another layer")
-    if outputs[0].ndim != 4:
-        raise ModelError(f"layer {layer!r}: gives {tuple(outputs[0].shape)}; a CAM needs a layer with (N, C, h, w)")
+    shape = tuple(outputs[0].shape)
+    is_tokens = len(shape) == 3 and bool(grid) and shape[1] >= math.prod(grid)
+    if len(shape) != 4 and not is_tokens:
+        raise ModelError(
+            f"layer {layer!r}: gives {shape}; a CAM needs a layer with (N, C, h, w), or a vision transformer's tokens"
+        )
     return outputs[0]
+
+
+def _on_grid(values: Tensor, grid: list[int]) -> Tensor:
+    """Tokens (N, T, D) as (N, D, h, w), without those in front of the patches; (N, C, h, w) as it is."""
+    if values.ndim == 4:
+        return values
+    patches = values[:, values.shape[1] - math.prod(grid) :]
+    return patches.transpose(1, 2).reshape(len(values), -1, *grid)
 
 
 def to_image_size(maps: Tensor, images: Tensor, interpolation: str = "bilinear") -> Tensor:
@@ -85,7 +104,7 @@ class GradCam:
 
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits.
-        layer: name of a convolutional submodule, as in `model.named_modules()`.
+        layer: name of a submodule (see the module's text), as in `model.named_modules()`.
         relu: clip at zero, as in the paper; False keeps what speaks against the target.
         interpolation: "bilinear" or "nearest", from the layer's size to the image's.
 
@@ -126,7 +145,7 @@ class GradCamPlusPlus:
 
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits.
-        layer: name of a convolutional submodule, as in `model.named_modules()`.
+        layer: name of a submodule (see the module's text), as in `model.named_modules()`.
 
     Raises:
         ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
@@ -158,7 +177,7 @@ class LayerCam:
 
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits.
-        layer: name of a convolutional submodule, as in `model.named_modules()`.
+        layer: name of a submodule (see the module's text), as in `model.named_modules()`.
 
     Raises:
         ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
@@ -189,7 +208,7 @@ class EigenCam:
 
     Args:
         model: classifier.
-        layer: name of a convolutional submodule, as in `model.named_modules()`.
+        layer: name of a submodule (see the module's text), as in `model.named_modules()`.
 
     Raises:
         ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
@@ -227,7 +246,7 @@ class ScoreCam:
 
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits.
-        layer: name of a convolutional submodule, as in `model.named_modules()`.
+        layer: name of a submodule (see the module's text), as in `model.named_modules()`.
         rows_per_forward: masked images in one forward pass; the memory knob.
 
     Raises:
@@ -271,7 +290,7 @@ class GuidedGradCam:
 
     Args:
         model: classifier with ReLUs, (N, C, H, W) -> (N, K) logits.
-        layer: name of a convolutional submodule, as in `model.named_modules()`.
+        layer: name of a submodule (see the module's text), as in `model.named_modules()`.
         interpolation: "nearest" (as Captum) or "bilinear", from the layer's size to the image's.
 
     Raises:
@@ -298,6 +317,6 @@ class GuidedGradCam:
 
 def _activations_only(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     """A layer's output, (N, C, h, w), without gradients."""
-    with recorded(model, layer) as outputs, frozen_eval(model), torch.no_grad():
+    with recorded(model, layer) as outputs, patch_grid(model) as grid, frozen_eval(model), torch.no_grad():
         rows.logits_of(model, images.detach().clone())
-    return _of_layer(layer, outputs)
+    return _on_grid(_of_layer(layer, outputs, grid), grid)

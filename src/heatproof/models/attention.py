@@ -22,7 +22,7 @@ imported to recognise its models.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -363,6 +363,29 @@ def attention(model: nn.Module, *, gradients: bool = True) -> Iterator[Record]:
             )
             stack.callback(layer.sink.register_forward_hook(_bound(record._keep_output, layer)).remove)
         yield record
+
+
+@contextmanager
+def patch_grid(model: nn.Module) -> Iterator[list[int]]:
+    """Records the grid of patches of a vision transformer that runs inside the block.
+
+    Yields:
+        A list that holds [h, w] after a forward pass; it stays empty for a model that `architecture_of` does not know.
+
+    >>> with patch_grid(nn.Conv2d(1, 1, 3)) as grid:
+    ...     grid
+    []
+    """
+    grid: list[int] = []
+
+    def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
+        grid[:] = output.shape[2:]
+
+    with ExitStack() as stack:
+        # A network without attention has no patches; its layers are no tokens.
+        with suppress(ModelError):
+            stack.callback(architecture_of(model).projection.register_forward_hook(keep).remove)
+        yield grid
 
 
 def architecture_of(model: nn.Module) -> Architecture:

@@ -1,0 +1,104 @@
+"""Class activation maps, and methods on gradients and perturbations, on vision transformers."""
+
+import pytest
+import torch
+from torch import nn
+
+from heatproof.errors import ModelError
+from heatproof.methods import cam, gradient, perturbation
+from tests.methods.test_properties import traces
+from tests.models import vits
+from tests.models.vits import golden
+
+LAYERS = {
+    "hf": (lambda: vits.hugging_face("hf_vit_tiny"), "model.vit.layers.1.layernorm_after"),
+    "torchvision": (lambda: vits.torchvision_twin("hf_vit_tiny"), "encoder.layers.encoder_layer_1.ln_2"),
+}
+TARGETS = torch.tensor([3, 1])
+
+
+def some_images():
+    return torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize(("make", "layer"), LAYERS.values(), ids=LAYERS)
+def test_diffmasks_grad_cam(make, layer):
+    vectors, model = golden("diffmask_gradcam"), make()
+    images = torch.stack([vectors[name].permute(2, 0, 1) for name in ("image_u8", "image2_u8")]) / 255
+    images = (images - 0.5) / 0.5
+    targets = model(images).argmax(dim=1)
+    raw = cam.layer_grad_cam(model, layer, images, targets)
+    torch.testing.assert_close(raw, vectors["cam_plain_14_raw"], rtol=0, atol=5e-6)
+    # The published code scales before and after enlarging, with a guard that shows where maps are small.
+    enlarged = cam.to_image_size(scaled(raw.relu()), images)
+    torch.testing.assert_close(scaled(enlarged)[:, ::7, ::7], vectors["cam_plain_every7"], rtol=0, atol=5e-6)
+    torch.testing.assert_close(cam.GradCam(model, layer)(images, targets), cam.to_image_size(raw.relu(), images))
+
+
+def scaled(maps):
+    maps = maps - maps.amin(dim=(1, 2), keepdim=True)
+    return maps / (1e-7 + maps.amax(dim=(1, 2), keepdim=True))
+
+
+class Patches(nn.Module):
+    """Tokens as they come: three of the prefix, then a number for each patch that tells where it stands."""
+
+    def forward(self, tokens):
+        numbers = torch.arange(-3.0, 24)[None, :, None]
+        return numbers.expand(len(tokens), -1, tokens.shape[2]) + 0 * tokens
+
+
+def test_tokens_of_patches_stand_on_their_grid():
+    model = vits.timm_vit(global_pool="avg", reg_tokens=2)
+    model.blocks[1].norm2 = Patches()
+    values, gradients = cam.activations(model, "blocks.1.norm2", some_images(), TARGETS)
+    assert gradients.shape == values.shape == (2, 16, 4, 6)
+    assert torch.equal(values[1, 5], torch.arange(24.0).reshape(4, 6))
+
+
+CAMS = (cam.GradCam, cam.GradCamPlusPlus, cam.LayerCam, cam.EigenCam, cam.ScoreCam)
+
+
+@pytest.mark.parametrize("factory", CAMS)
+@pytest.mark.parametrize("name", ["ViTTiny", "timm mean of patches", "hf DINOv2 with registers"])
+def test_every_cam_explains_tokens_and_leaves_no_trace(factory, name):
+    model = vits.RECTANGULAR[name][0]()
+    before = traces(model)
+    layer = "model.dinov2_with_registers.encoder.layer.1.norm1" if name.startswith("hf") else "blocks.1.norm1"
+    method = factory(model, layer)
+    maps = method(some_images(), TARGETS)
+    assert maps.shape == (2, 16, 24)
+    assert torch.isfinite(maps).all()
+    assert torch.equal(method(some_images(), TARGETS), maps)
+    assert traces(model) == before
+
+
+def test_what_is_no_grid_of_patches_is_refused():
+    with pytest.raises(
+        ModelError, match=r"'head': gives \(2, 5\); a CAM needs a layer with \(N, C, h, w\), or a vision"
+    ):
+        cam.GradCam(vits.timm_vit(), "head")(some_images(), TARGETS)
+    tokens = nn.Sequential(nn.Conv2d(3, 5, 4, 4), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    with pytest.raises(ModelError, match=r"'1': gives \(2, 5, 24\); a CAM needs"):
+        cam.GradCam(tokens, "1")(some_images(), TARGETS)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        gradient.Gradient,
+        gradient.InputXGradient,
+        lambda model: gradient.IntegratedGradients(model, steps=3),
+        lambda model: gradient.SmoothGrad(model, samples=2),
+        lambda model: gradient.GradientShap(model, baselines=[0.0], samples=2),
+        lambda model: perturbation.Occlusion(model, window=(8, 8)),
+        lambda model: perturbation.Rise(model, masks=5, cells=3),
+    ],
+    ids=["Gradient", "InputXGradient", "IntegratedGradients", "SmoothGrad", "GradientShap", "Occlusion", "Rise"],
+)
+@pytest.mark.parametrize("name", ["ViTTiny", "hf DeiT"])
+def test_methods_for_any_network_explain_transformers(make, name):
+    maps = make(vits.RECTANGULAR[name][0]())(some_images(), TARGETS)
+    assert maps.shape in {(2, 16, 24), (2, 3, 16, 24)}
+    assert torch.isfinite(maps).all()
+    assert (maps != 0).any()
