@@ -32,7 +32,7 @@ STAGES = {
     "sanity-checks": "configs/roar_cifar10_resnet8.yml",
     "report": "configs/roar_cifar10_resnet8.yml",
 }
-OTHERS = {"test", "lint", "bench", "build-docker", "bash-docker"}
+OTHERS = {"explain", "test", "lint", "bench", "build-docker", "bash-docker"}
 CALLERS_VARIABLES = ("CONFIG", "WHERE", "UV_PROJECT_ENVIRONMENT")
 
 if TASK is None:
@@ -101,7 +101,20 @@ def test_the_callers_configuration_and_arguments_arrive_word_by_word():
     assert words == ["lerf", "--config", "my experiments/a.yml", "seed=1", "retrain_cls.percentiles=[10, 90]"]
 
 
-@pytest.mark.parametrize("name", ["train-cls", "test", "lint", "bench"])
+def test_explain_gets_pictures_and_options_word_by_word():
+    [command] = commands("explain", "--", "my cat.jpg", "--method", "gradient")
+    assert shlex.split(command) == [
+        ".venv/bin/python",
+        "-m",
+        "heatproof",
+        "explain",
+        "my cat.jpg",
+        "--method",
+        "gradient",
+    ]
+
+
+@pytest.mark.parametrize("name", ["train-cls", "explain", "test", "lint", "bench"])
 def test_an_unknown_place_is_refused_before_anything_runs(name):
     refused = task(name, "WHERE=dockr")
     assert refused.returncode == 2

@@ -5,6 +5,7 @@ Exit status: 0 done (also when nothing was left to do), 2 the user can mend it, 
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
@@ -15,10 +16,12 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import yaml
 
 from heatproof import config
-from heatproof.errors import CellsFailedError, HeatproofError, MissingInputError, nearest
+from heatproof.errors import CellsFailedError, HeatproofError, InputError, MissingInputError, nearest
 from heatproof.stages.registry import STAGES
 
 logger = logging.getLogger(__name__)
@@ -78,10 +81,30 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in one line, with the nearest command."""
+    """Errors in one line, with the nearest command.
+
+    `prepare`, where set, is called with the parser and its arguments before they are read: options that depend on others.
+    """
+
+    prepare: "Callable[[_Parser, Sequence[str]], None] | None" = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; where options are prepared, all must be known."""
+        if self.prepare is None:
+            return super().parse_known_args(args, namespace)
+        try:
+            self.prepare(self, args)
+        except HeatproofError as error:
+            self.error(str(error))
+        found, others = super().parse_known_args(args, namespace)
+        for other in others:
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            hint = nearest(other.split("=")[0], known) if other.startswith("--") else "; name all pictures in one place"
+            self.error(f"unknown {'option ' if other.startswith('-') else ''}{other!r}{hint}")
+        return found, others
 
     def error(self, message: str) -> NoReturn:
-        if "invalid choice" in message and len(sys.argv) > 1:
+        if "argument COMMAND: invalid choice" in message and len(sys.argv) > 1:
             message = f"unknown command {sys.argv[1]!r}{nearest(sys.argv[1], [*STAGES, *CHAINS, *TOOLS])}"
         self.exit(2, f"heatproof: {message} (see {self.prog} --help)\n")
 
@@ -204,7 +227,123 @@ def _export_maps(asked: argparse.Namespace) -> None:
     maps.export_maps(asked.file, asked.target, form=asked.form, run=run)
 
 
-TOOLS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+def _add_explain(tool: _Parser) -> None:
+    tool.epilog = """\
+Each picture leaves <picture>_<method>.npy (the map, float32, of the part that the model sees), <picture>_<method>.png (over
+the picture) and <picture>_sheet.png (all methods side by side). Methods go by name, with or without dashes, or by dotted path;
+their options are listed behind --method NAME --help.
+
+    heatproof explain cat.jpg --model torchvision.models.resnet50 --method grad-cam --layer layer4
+    heatproof explain photos/ --model timm:vit_tiny_patch16_224 --method attention-rollout --head-fusion max --discard-ratio 0.9
+    heatproof explain cat.jpg --model timm:vit_tiny_patch16_224 --method chefer --method intgrad --target 'tabby'
+    heatproof explain disc.png --model heatproof.models.vit.ViTTiny --weights runs/vit_planted/train_cls/best_model.pth \\
+        --method gradient"""
+    tool.add_argument("sources", nargs="+", type=Path, metavar="PICTURE", help="picture file, or folder of pictures")
+    tool.add_argument(
+        "--model", required=True, metavar="ARCH", help="torchvision.models.NAME, timm:NAME, hf:NAME, or dotted path"
+    )
+    tool.add_argument(
+        "--method", required=True, action="append", metavar="NAME", help="what explains; again for several"
+    )
+    tool.add_argument(
+        "--weights", default="DEFAULT", metavar="FILE", help="file of weights, or random; default: the library's own"
+    )
+    tool.add_argument("--target", metavar="CLASS", help="index or name; default: each picture's most probable class")
+    tool.add_argument("--classes", type=Path, metavar="FILE", help="text file with the name of each class, one a line")
+    tool.add_argument("--out", type=Path, default=Path("explained"), metavar="FOLDER", help="default: explained")
+    tool.add_argument(
+        "--colour",
+        choices=("perceptual", "jet"),
+        default="perceptual",
+        help="of the overlays; jet as vit-explain draws it",
+    )
+    tool.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    tool.add_argument("--size", type=_sides, metavar="N | HxW", help="scale pictures to this size")
+    tool.add_argument("--mean", type=_numbers, metavar="R,G,B", help="of the model's normalisation, if not known")
+    tool.add_argument("--std", type=_numbers, metavar="R,G,B", help="likewise")
+    tool.add_argument(
+        "--channel-reduction",
+        default="signed_max",
+        help="how a map with channels becomes one: signed_max, abs_max, sum, abs_sum, l2 or mean",
+    )
+    tool.allow_abbrev = False
+    tool.prepare = _add_method_options
+    tool.set_defaults(command=_explain)
+
+
+def _add_method_options(tool: _Parser, arguments: Sequence[str]) -> None:
+    """Adds the options of the methods that the arguments name."""
+    asked = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    asked.add_argument("--method", action="append", default=[], nargs="?")
+    names = [name for name in asked.parse_known_args(arguments)[0].method if name]
+    from heatproof.methods import catalogue
+    from heatproof.stages import explain
+
+    group = tool.add_argument_group("options of the methods")
+    added: set[str] = set()
+    for name in names:
+        path = catalogue.path_of(name)
+        for option, parameter in explain.settable(path).items():
+            if option in added:
+                continue
+            added.add(option)
+            default = "needed" if parameter.default is parameter.empty else f"default {parameter.default!r}"
+            form: dict[str, Any] = {"type": _value, "metavar": "VALUE"}
+            if isinstance(parameter.default, bool):
+                form = {"action": argparse.BooleanOptionalAction}
+            what = f"{catalogue.dashed(path.rpartition('.')[2])}: {default}".replace("%", "%%")
+            flag = f"--{catalogue.dashed(option)}"
+            group.add_argument(flag, dest=f"option.{option}", default=argparse.SUPPRESS, help=what, **form)
+
+
+def _explain(asked: argparse.Namespace) -> None:
+    from heatproof.models import Normalization
+    from heatproof.stages import explain
+
+    if (asked.mean is None) != (asked.std is None):
+        raise InputError("--mean and --std: give both, or neither")
+    options = {key.removeprefix("option."): value for key, value in vars(asked).items() if key.startswith("option.")}
+    request = explain.Request(
+        asked.sources,
+        asked.model,
+        explain.methods_named(asked.method, options, asked.channel_reduction),
+        weights=asked.weights,
+        target=asked.target,
+        out=asked.out,
+        colour=asked.colour,
+        device=asked.device,
+        classes=asked.classes,
+        size=asked.size,
+        normalization=None if asked.mean is None else Normalization(asked.mean, asked.std),
+    )
+    for line in explain.run(request):
+        print(line)  # noqa: T201
+
+
+def _value(text: str) -> Any:
+    """A number, else what YAML makes of it: true, null, a list, text."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, list or word") from error
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _sides(text: str) -> tuple[int, int]:
+    sides = [int(part) for part in text.split("x")]
+    if not 1 <= len(sides) <= 2 or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give one side, such as 224, or height and width, such as 224x448")
+    return sides[0], sides[-1]
+
+
+TOOLS: dict[str, tuple[Callable[[_Parser], None], str]] = {
+    "explain": (_add_explain, "explain pictures: a map and an overlay of each, for one method or several"),
     "inspect": (_add_inspect, "say what an attribution file is, how far it got, and whether it is whole"),
     "import-maps": (_add_import, "make an attribution file of maps that were computed elsewhere"),
     "export": (_add_export, "give an attribution file away in another form"),

@@ -150,9 +150,21 @@ def read(path: Path, index: int, framing: Framing) -> Tensor:
     Raises:
         DataError: naming file and index, where the file is missing, damaged or truncated.
     """
-    with _opened(path, f"image {index}") as picture:
-        rgb = to_rgb(picture)
-    return torch.from_numpy(np.array(framing(rgb))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(framing(read_rgb(path, f"image {index}")))).permute(2, 0, 1).contiguous()
+
+
+def read_rgb(path: Path, what: str) -> Image.Image:
+    """The picture in a file, of any mode, with three channels of 8 bits (`to_rgb`).
+
+    Args:
+        path: the file.
+        what: what it is, for the message.
+
+    Raises:
+        DataError: naming the file, where it is missing, damaged, truncated or of 32 bits a pixel.
+    """
+    with _opened(path, what) as picture:
+        return to_rgb(picture)
 
 
 def read_size(path: Path, index: int) -> tuple[int, int]:
@@ -186,8 +198,7 @@ def read_colours(path: Path, what: str) -> NDArray[np.uint8]:
     Raises:
         DataError: naming the file, where it is missing, damaged or truncated.
     """
-    with _opened(path, what) as picture:
-        return np.array(to_rgb(picture))
+    return np.array(read_rgb(path, what))
 
 
 def each(read_one: Callable[[int], T], rows: Sequence[int]) -> list[T]:

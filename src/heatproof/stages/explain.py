@@ -1,0 +1,314 @@
+"""explain: pictures in, for each method a map, an overlay and a sheet that shows all of them.
+
+Reads pictures; writes `<picture>_<method>.npy` (float32, H x W, of the part that the model sees), `<picture>_<method>.png`
+and `<picture>_sheet.png` into a folder. It needs no configuration file and no display.
+"""
+
+import difflib
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from heatproof import artefacts, plugins, runtime, seeding
+from heatproof.datasets import pictures
+from heatproof.errors import ConfigError, DataError, InputError, ModelError, PluginError, nearest
+from heatproof.methods import catalogue
+from heatproof.methods.explainer import PROVIDED, Explainer
+from heatproof.models import LoadedModel, Normalization, load
+from heatproof.models.loading import read_weights
+from heatproof.models.preparation import Preparation, input_size, library_preparation, resized
+from heatproof.report.overlay import Colour, overlay, sheet
+
+_BATCH = 16
+_TOP = 5
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to explain, and how.
+
+    Args:
+        sources: picture files, and folders of them.
+        model: as `model.arch` of a configuration.
+        methods: what explains; `methods_named` makes them.
+        weights: a file, DEFAULT for the library's own, or `random` (drawn from seed 0: to try things, they know nothing).
+        target: index or name of the class; None explains each picture's most probable one.
+        out: folder for what is written.
+        colour: of the overlays.
+        device: as `device` of a configuration.
+        classes: text file with the name of each class, one a line.
+        size: height and width to which pictures are scaled, in place of what the model's library does.
+        normalization: where neither library nor weights know it.
+    """
+
+    sources: Sequence[Path]
+    model: str
+    methods: Sequence[Explainer]
+    weights: str = "DEFAULT"
+    target: str | None = None
+    out: Path = Path("explained")
+    colour: Colour = "perceptual"
+    device: str = "auto"
+    classes: Path | None = None
+    size: tuple[int, int] | None = None
+    normalization: Normalization | None = None
+
+
+def methods_named(names: Sequence[str], options: Mapping[str, Any], channel_reduction: str) -> list[Explainer]:
+    """Methods by dashed name or dotted path; each gets those of the options that it has.
+
+    Raises:
+        PluginError: an unknown method, or an option that is missing or that none of them has.
+    """
+    explainers: list[Explainer] = []
+    for name in dict.fromkeys(names):
+        path = catalogue.path_of(name)
+        known = settable(path)
+        chosen = {option: value for option, value in options.items() if option in known}
+        title = catalogue.dashed(path.rpartition(".")[2])
+        explainer = Explainer(title, path, chosen, channel_reduction)
+        if "regions" in known:
+            raise PluginError(f"{title}: needs to know where the object is; a picture does not say it")
+        missing = [option for option, p in known.items() if p.default is p.empty and option not in chosen]
+        if missing:
+            raise PluginError(f"{title}: needs --{catalogue.dashed(missing[0])}")
+        explainer.check()
+        if path not in (other.path for other in explainers):
+            explainers.append(explainer)
+    return explainers
+
+
+def settable(path: str) -> dict[str, Any]:
+    """The options of a method that a command line can set, by name; `regions` among them where it needs them."""
+    found = catalogue.options_of(path, provided=tuple(name for name in PROVIDED if name != "regions"))
+    is_function = Explainer(path, path, {})._is_function(plugins.resolve(path))
+    return dict(itertools.islice(found.items(), 2, None)) if is_function else dict(found)
+
+
+def run(request: Request) -> Iterator[str]:
+    """Explains all pictures; yields what is to be told about each, line by line.
+
+    Raises:
+        HeatproofError: a picture, the model, its weights or the class cannot be had; nothing is written for that picture.
+    """
+    files = _files(request.sources)
+    device = runtime.resolve_device(request.device)
+    runtime.make_deterministic(device)
+    subject = _subject(request, device)
+    target = None if request.target is None else _class_index(request.target, subject.class_names)
+    provided = {"seed": 0, "normalization": subject.loaded.normalization}
+    bound = [(m.name, m.bind(subject.loaded.module, provided)) for m in request.methods]
+    names = _names(files)
+    for start in range(0, len(files), _BATCH):
+        batch = files[start : start + _BATCH]
+        # What is drawn for a picture is drawn as for image 0, so that it does not depend on which others are explained.
+        indices = torch.zeros(len(batch), dtype=torch.int64)
+        pixels = torch.stack([subject.pixels(pictures.read_rgb(path, "picture")) for path in batch]).to(device)
+        images = subject.loaded.normalization(pixels)
+        with torch.inference_mode():
+            logits = subject.loaded.module(images)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise ModelError(f"{request.model}: is no classifier: it does not give (N, K) logits")
+        _check_classes(target, logits.shape[1], subject)
+        targets = logits.argmax(dim=1) if target is None else torch.full((len(batch),), target, device=device)
+        maps = {name: explain(images, targets, indices).maps.cpu().numpy() for name, explain in bound}
+        shown = (255 * pixels).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        for row, path in enumerate(batch):
+            yield from _told(path, logits[row].float().softmax(dim=0).cpu(), int(targets[row]), subject)
+            written = {name: found[row] for name, found in maps.items()}
+            yield f"  wrote {', '.join(map(str, _write(request, names[path], _rgb(shown[row]), written)))}"
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A classifier, how pictures are made for it, and the names of its classes ("" where it has none)."""
+
+    loaded: LoadedModel
+    pixels: Callable[[Image.Image], Tensor]
+    class_names: tuple[str, ...]
+
+
+def _subject(request: Request, device: torch.device) -> _Subject:
+    library = library_preparation(request.model) if request.weights != "random" or request.model[:3] != "hf:" else None
+    names = () if request.classes is None else _read_names(request.classes)
+    file = Path(request.weights) if request.weights not in ("DEFAULT", "random") else None
+    if file is None and request.weights == "DEFAULT" and not _has_library(request.model):
+        raise ModelError(f"{request.model}: has no weights of its own; name a file with --weights FILE")
+    kept = _kept_beside(file)
+    trained = kept.get("origin", {}).get("model", {})
+    same = trained if trained.get("arch") == request.model else {}
+    if file is not None:
+        names = names or tuple(kept.get("class_names", ()))
+        classes = len(names) or _last_length(file)
+    else:
+        names = names or (() if library is None else library.class_names)
+        classes = len(names) or 1000
+    torch.manual_seed(seeding.derive(0, "explain", "weights"))
+    loaded = load(
+        request.model,
+        num_classes=classes,
+        channels=len(kept["normalization"]["mean"]) if "normalization" in kept else 3,
+        constructor_args=same.get("constructor_args"),
+        transformer=same.get("transformer"),
+        pretrained_weights=None if request.weights == "random" else request.weights,
+        normalization=request.normalization,
+        default_normalization=_default_normalization(library, request),
+    )
+    loaded.module.to(device).eval()
+    if file is not None and not names and library is not None and len(library.class_names) == classes:
+        names = library.class_names
+    return _Subject(loaded, _pixels(request, loaded, library), names)
+
+
+def _default_normalization(library: Preparation | None, request: Request) -> Callable[[], Normalization]:
+    def default() -> Normalization:
+        if library is None:
+            raise ModelError(
+                f"{request.model}: its normalisation is unknown; give --mean and --std, such as 0.5,0.5,0.5"
+            )
+        return library.normalization
+
+    return default
+
+
+def _pixels(request: Request, loaded: LoadedModel, library: Preparation | None) -> Callable[[Image.Image], Tensor]:
+    if request.size is None and library is not None:
+        return library.pixels
+    size = request.size or input_size(loaded.module)
+    if size is None:
+        raise ModelError(f"{request.model}: takes pictures of any size; say with --size how large they are to be")
+    return functools.partial(resized, size=size, channels=len(loaded.normalization.mean))
+
+
+def _has_library(arch: str) -> bool:
+    return arch.startswith(("timm:", "hf:", "torchvision."))
+
+
+def _kept_beside(weights: Path | None) -> dict[str, Any]:
+    """What train-cls wrote beside the weights."""
+    kept = None if weights is None else artefacts.read_json(weights.with_suffix(".json"))
+    return kept if isinstance(kept, dict) else {}
+
+
+def _last_length(weights: Path) -> int:
+    """The number of classes of a file of weights: the length of its last tensor, the bias of the head."""
+    return len(next(value for value in reversed(read_weights(weights).values()) if value.ndim))
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the names of the classes cannot be read: {error}") from error
+    # ImageNet's lists put the WordNet id first.
+    return tuple(re.sub(r"^n\d{8}\s+", "", line).strip() for line in lines if line.strip())
+
+
+def _class_index(target: str, names: Sequence[str]) -> int:
+    if re.fullmatch(r"-?\d+", target):
+        return int(target)
+    # Of "tabby, tabby cat", each word stands for the class.
+    synonyms = [
+        (part.strip().casefold(), index) for index, name in enumerate(names) for part in [name, *name.split(",")]
+    ]
+    found = {index for name, index in synonyms if name == target.casefold()}
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        raise InputError(
+            f"--target {target!r}: classes {', '.join(map(str, sorted(found)))} have this name; give an index"
+        )
+    if not names:
+        raise InputError(
+            f"--target {target!r}: the classes have no names; give an index, or their names with --classes"
+        )
+    near = difflib.get_close_matches(target.casefold(), [name for name, _ in synonyms], n=6, cutoff=0.5)
+    hint = (
+        f"; did you mean {' or '.join(map(repr, list(dict.fromkeys(near))[:3]))}?" if near else nearest(target, names)
+    )
+    raise InputError(f"--target {target!r}: no class has this name{hint}")
+
+
+def _check_classes(target: int | None, classes: int, subject: _Subject) -> None:
+    if target is not None and not 0 <= target < classes:
+        raise InputError(f"--target {target}: the model has {classes} classes (0 to {classes - 1})")
+    if subject.class_names and len(subject.class_names) != classes:
+        raise ConfigError(f"--classes: {len(subject.class_names)} names; the model has {classes} classes")
+
+
+def _files(sources: Sequence[Path]) -> list[Path]:
+    """The pictures that are named and those in named folders, each once."""
+    files: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            inside = sorted(path for path in source.iterdir() if path.suffix.lower() in pictures.SUFFIXES)
+            if not inside:
+                raise DataError(f"{source}: no picture in this folder; known are {' '.join(pictures.SUFFIXES)}")
+            files += inside
+        elif source.is_file():
+            files.append(source)
+        else:
+            there = [path.name for path in source.parent.iterdir()] if source.parent.is_dir() else []
+            hint = difflib.get_close_matches(source.name, there, n=1)
+            raise DataError(f"{source}: no such file{f'; did you mean {hint[0]!r}?' if hint else ''}")
+    return list(dict.fromkeys(files))
+
+
+def _names(files: Sequence[Path]) -> dict[Path, str]:
+    """What the written files of each picture begin with: its name, with its ending or a number where two would be the same."""
+    names: dict[Path, str] = {}
+    for path in files:
+        stems = [other for other in files if other.stem == path.stem]
+        wanted = path.stem if len(stems) == 1 else path.name.replace(".", "_")
+        taken = set(names.values())
+        numbered = (f"{wanted}_{count}" for count in itertools.count(2))
+        names[path] = wanted if wanted not in taken else next(name for name in numbered if name not in taken)
+    return names
+
+
+def _told(path: Path, probabilities: Tensor, target: int, subject: _Subject) -> Iterator[str]:
+    yield f"{path}"
+    best = probabilities.topk(min(_TOP, len(probabilities)))
+    for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        yield f"  {100 * probability:5.1f} %  {_called(index, subject)}"
+    yield f"  explained: {_called(target, subject)}"
+
+
+def _called(index: int, subject: _Subject) -> str:
+    return f"{index} {subject.class_names[index]}" if subject.class_names else f"{index}"
+
+
+def _rgb(shown: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return shown if shown.shape[2] == 3 else np.repeat(shown, 3, axis=2)
+
+
+def _write(
+    request: Request,
+    name: str,
+    shown: np.ndarray[Any, np.dtype[np.uint8]],
+    maps: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]],
+) -> list[Path]:
+    written, panels = [], [(name, shown)]
+    for method, values in maps.items():
+        drawn = overlay(shown, values, request.colour)
+        panels.append((method, drawn))
+        path = request.out / f"{name}_{method}.npy"
+        with artefacts.whole_file(path) as temporary, temporary.open("wb") as file:
+            np.save(file, values)
+        written += [path, _save(Image.fromarray(drawn), request.out / f"{name}_{method}.png")]
+    return [*written, _save(sheet(panels), request.out / f"{name}_sheet.png")]
+
+
+def _save(picture: Image.Image, path: Path) -> Path:
+    with artefacts.whole_file(path) as temporary:
+        picture.save(temporary, format="PNG")
+    return path
