@@ -1,6 +1,7 @@
 """Methods on the attention of vision transformers: published maps, known truths, and what holds for every method."""
 
 import dataclasses
+import gc
 import inspect
 
 import numpy as np
@@ -252,6 +253,26 @@ def test_a_map_that_is_zero_everywhere_stays_zero_and_is_nan_in_compat():
     for method in (GradientRollout(model), Chefer(model), LeGrad(model)):
         assert torch.equal(method(images, NO_TARGETS[:1]), torch.zeros(1, 16, 24))
     assert GradientRollout(model, compat=True)(images, NO_TARGETS[:1]).isnan().all()
+
+
+@pytest.mark.parametrize("factory", [AttentionRollout, GradientRollout])
+def test_a_deeper_model_holds_no_more_attention_at_once(factory, monkeypatch):
+    held = []
+
+    def counting(matrices, **options):
+        alive = [found for found in gc.get_objects() if type(found) is torch.Tensor and found.shape[-2:] == (25, 25)]
+        held.append(sum(matrix.numel() for matrix in alive))
+        return mixed(matrices, **options)
+
+    monkeypatch.setattr(attention, "mixed", counting)
+    images = torch.randn(2, 3, 16, 24)
+    most = []
+    for depth in (2, 6):
+        held.clear()
+        factory(vits.timm_vit(depth=depth))(images, NO_TARGETS[:2])
+        most.append(max(held))
+        assert len(held) == depth
+    assert most[0] == most[1] <= 2 * 2 * 25 * 25 * 6  # images, heads, tokens; six matrices of one or two blocks
 
 
 def test_discarding_is_done_image_by_image():

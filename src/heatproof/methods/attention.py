@@ -129,7 +129,8 @@ class GradientRollout:
 
         with _running(self.model, images, targets, gradients=True) as record:
             row = _first_row(record, lambda pool: fused(pool.probabilities, pool.gradient))
-            for number, block in reversed(list(enumerate(record))):
+            for number in reversed(range(len(record))):
+                block = record[number]
                 # The published code zips the gradients, which arrive from the last block on, with the blocks from the first.
                 weights = record[-1 - number].score_gradient if self.compat else block.gradient
                 positive = discarded(fused(block.probabilities, weights), self.discard_ratio, keep_first=False)
