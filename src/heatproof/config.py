@@ -477,6 +477,12 @@ CONTROLS: dict[str, AttributionMethod] = {
 # Names that pydantic puts into a location for the alternatives of a type.
 _ALTERNATIVES = {"str", "int", "float", "Plugin"}
 
+
+def dumped(plugin: str | Plugin) -> Any:
+    """What is asked for by name alone, or by name and options, as origins say it."""
+    return plugin if isinstance(plugin, str) else plugin.model_dump()
+
+
 SectionType = TypeVar("SectionType", bound=Section)
 
 

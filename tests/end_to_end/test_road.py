@@ -9,8 +9,7 @@ import torch
 
 from heatproof import config, removal, store
 from heatproof.stages import road
-from heatproof.stages.retrain import build_fill
-from heatproof.stages.run import Run
+from heatproof.stages.run import Run, build_fill
 from tests.end_to_end.conftest import heatproof
 
 SECTION = """

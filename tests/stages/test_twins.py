@@ -122,11 +122,11 @@ def test_rows_are_derived_alone_and_in_any_order(source, kind):
 
 def test_rows_of_a_sample_are_found_by_index(tmp_path):
     reader = written(tmp_path / "sample.h5", drawn(4), invalid=(), index=[30, 4, 17, 8])
-    np.testing.assert_array_equal(twins.rows_of(reader, np.array([8, 30])), [3, 0])
+    np.testing.assert_array_equal(reader.rows_of(np.array([8, 30])), [3, 0])
     with pytest.raises(MapError, match="holds no map of image 9"):
-        twins.rows_of(reader, np.array([8, 9]))
+        reader.rows_of(np.array([8, 9]))
     with pytest.raises(MapError, match="holds no map of image 99"):
-        twins.rows_of(reader, np.array([99]))
+        reader.rows_of(np.array([99]))
 
 
 def test_twins_stand_behind_the_methods_and_controls_have_none():

@@ -23,7 +23,6 @@ from heatproof.metrics import agreement, statistics
 from heatproof.stages.evaluate import StoredMaps, stored_maps
 from heatproof.stages.extract import is_complete
 from heatproof.stages.run import Run
-from heatproof.stages.twins import rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def _compare(
     writer = store.RowWriter(
         path, columns, rows=len(stored.rows), origin=origin, kind=FORMAT, rows_per_shard=section.batch_size
     )
-    rows = {name: rows_of(reader, stored.rows) for name, reader in readers.items()}
+    rows = {name: reader.rows_of(stored.rows) for name, reader in readers.items()}
     missing = writer.missing()
     with runtime.progress(sum(b.stop - b.start for b in missing), "agreement") as bar:
         for block in missing:

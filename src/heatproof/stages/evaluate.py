@@ -25,7 +25,7 @@ from heatproof.metrics import statistics
 from heatproof.metrics.score import Curve, Pooled, Score, Scored
 from heatproof.models import LoadedModel
 from heatproof.stages.extract import IMPORTED, Extraction, is_complete
-from heatproof.stages.run import Run
+from heatproof.stages.run import Run, build_fill
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,33 @@ class Subject:
     def loaded(self) -> LoadedModel:
         """The classifier, in eval mode on the run's device."""
         return self.plan.loaded
+
+    def fill(self, asked: str | config.Plugin) -> removal.Fill:
+        """The fill that a section asks for."""
+        return build_fill(self.run, asked, lambda: self.loaded.normalization)
+
+    def degraded(
+        self,
+        images: "Images",
+        ranks: Tensor | NDArray[Any],
+        fractions: Sequence[float],
+        firsts: Sequence[removal.First],
+        fill: removal.Fill,
+        rows_per_forward: int,
+    ) -> removal.DegradedScores:
+        """What the classifier says of the images without growing parts of them; see `removal.degraded_scores`."""
+        return removal.degraded_scores(
+            self.loaded.module,
+            images.pixels,
+            ranks,
+            images.target,
+            normalize=self.loaded.normalization,
+            fractions=fractions,
+            fill=fill,
+            firsts=firsts,
+            rows_per_forward=rows_per_forward,
+            indices=images.index,
+        )
 
     @functools.cached_property
     def explain(self) -> Callable[[Tensor, Tensor, Tensor], Explained]:
@@ -234,8 +261,7 @@ def _score(
         path, columns, rows=len(rows), origin=origin, kind=FORMAT, rows_per_shard=section.batch_size
     )
     missing = writer.missing()
-    order = np.argsort(maps.index)
-    where = order[np.searchsorted(maps.index, rows, sorter=order)]
+    where = maps.rows_of(rows)
     with runtime.progress(sum(b.stop - b.start for b in missing), f"{test.section} {path.stem}") as bar:
         for block in missing:
             images = _images(run, split, maps, where[block.start : block.stop])

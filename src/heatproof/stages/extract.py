@@ -178,7 +178,7 @@ class Extraction:
         started = time.monotonic()
         reader = store.MapReader(source)
         derived = twins.Twin(twins.kind_of(twin.path), reader)
-        taken = twins.rows_of(reader, np.arange(len(split)) if rows is None else rows)
+        taken = reader.rows_of(np.arange(len(split)) if rows is None else rows)
         writer = self.writer(twin, split, path, origin, len(taken))
         with runtime.progress(len(taken), f"{twin.name} of {split.name}") as bar:
             for block in writer.missing():

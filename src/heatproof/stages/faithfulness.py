@@ -21,7 +21,6 @@ from heatproof.metrics import faithfulness, perturbation
 from heatproof.metrics.score import Curve, Pooled, Score, Scored
 from heatproof.removal import regions
 from heatproof.stages.evaluate import Images, Subject, evaluate
-from heatproof.stages.retrain import build_fill
 from heatproof.stages.run import Run
 
 RESULTS_VERSION = 1
@@ -233,7 +232,7 @@ class Trial:
     @functools.cached_property
     def fill(self) -> removal.Fill:
         """What replaces removed pixels."""
-        return build_fill(self.subject.run, self.settings.fill, lambda: self.subject.loaded.normalization)
+        return self.subject.fill(self.settings.fill)
 
     @property
     def seed(self) -> int:
@@ -339,17 +338,8 @@ class Trial:
     def _curves(
         self, ranks: Any, fractions: Values, firsts: tuple[removal.First, ...], fill: removal.Fill
     ) -> NDArray[np.float64]:
-        scores = removal.degraded_scores(
-            self.subject.loaded.module,
-            self.images.pixels,
-            ranks,
-            self.images.target,
-            normalize=self.subject.loaded.normalization,
-            fractions=fractions.tolist(),
-            fill=fill,
-            firsts=firsts,
-            rows_per_forward=self.settings.rows_per_forward,
-            indices=self.images.index,
+        scores = self.subject.degraded(
+            self.images, ranks, fractions.tolist(), firsts, fill, self.settings.rows_per_forward
         )
         if self.settings.score == "accuracy":
             return scores.accuracy(self.images.target)

@@ -22,7 +22,6 @@ from heatproof.metrics import faithfulness, insertion_deletion
 from heatproof.metrics.score import Curve, Score, Scored
 from heatproof.removal import regions
 from heatproof.stages.evaluate import Images, Subject, evaluate
-from heatproof.stages.retrain import build_fill
 from heatproof.stages.run import Run
 
 RESULTS_VERSION = 1
@@ -85,8 +84,9 @@ class InsertionDeletionTest:
     def measure(self, images: Images, subject: Subject) -> Mapping[str, NDArray[Any]]:
         """Runs the classifier along both curves; insertion is the removal of the least important, read backwards."""
         ranks, shares = self._ranks(images, subject), self.shares(images.maps.shape[1:])
-        deletion = self._curve(images, subject, ranks, shares, "most", self.settings.deletion_fill)
-        insertion = self._curve(images, subject, ranks, 1 - shares[::-1], "least", self.settings.insertion_fill)
+        rows, start, end = self.settings.rows_per_forward, self.settings.insertion_fill, self.settings.deletion_fill
+        deletion = subject.degraded(images, ranks, shares.tolist(), ("most",), subject.fill(end), rows)
+        insertion = subject.degraded(images, ranks, (1 - shares[::-1]).tolist(), ("least",), subject.fill(start), rows)
         values = {f"deletion_{space}": getattr(deletion, space)[:, 0] for space in SPACES}
         return values | {f"insertion_{space}": getattr(insertion, space)[:, 0, ::-1] for space in SPACES}
 
@@ -122,29 +122,6 @@ class InsertionDeletionTest:
             keys = removal.tie_keys(subject.run.config.seed, images.index, sums.shape[1])
         orders = removal.orders(sums, self.settings.ties, keys)
         return removal.rank_tensor(regions.patch_ranks(orders, patches), images.pixels.device)
-
-    def _curve(
-        self,
-        images: Images,
-        subject: Subject,
-        ranks: Tensor,
-        shares: NDArray[np.float64],
-        first: removal.First,
-        fill: str | config.Plugin,
-    ) -> removal.DegradedScores:
-        normalization = subject.loaded.normalization
-        return removal.degraded_scores(
-            subject.loaded.module,
-            images.pixels,
-            ranks,
-            images.target,
-            normalize=normalization,
-            fractions=shares.tolist(),
-            fill=build_fill(subject.run, fill, lambda: normalization),
-            firsts=(first,),
-            rows_per_forward=self.settings.rows_per_forward,
-            indices=images.index,
-        )
 
 
 def test(settings: config.Config) -> InsertionDeletionTest:

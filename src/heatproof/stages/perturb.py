@@ -15,7 +15,6 @@ from heatproof import config, removal, store
 from heatproof.metrics import perturbation
 from heatproof.metrics.score import Curve, Score, Scored
 from heatproof.stages.evaluate import Images, Subject, evaluate
-from heatproof.stages.retrain import build_fill
 from heatproof.stages.run import Run
 
 FIRSTS: tuple[removal.First, ...] = ("most", "least")
@@ -55,27 +54,17 @@ class PixelPerturbation:
 
     def origin(self) -> dict[str, Any]:
         """Fractions, fill and version of the code."""
-        fill = self.settings.fill
         return {
             "fractions": list(self.fractions),
-            "fill": fill if isinstance(fill, str) else fill.model_dump(),
+            "fill": config.dumped(self.settings.fill),
             "code": removal.scores.RESULTS_VERSION,
         }
 
     def measure(self, images: Images, subject: Subject) -> Mapping[str, NDArray[Any]]:
         """Runs the classifier on the degraded images."""
-        normalization = subject.loaded.normalization
-        scores = removal.degraded_scores(
-            subject.loaded.module,
-            images.pixels,
-            images.ranks,
-            images.target,
-            normalize=normalization,
-            fractions=self.fractions,
-            fill=build_fill(subject.run, self.settings.fill, lambda: normalization),
-            firsts=FIRSTS,
-            rows_per_forward=self.settings.rows_per_forward,
-            indices=images.index,
+        settings = self.settings
+        scores = subject.degraded(
+            images, images.ranks, self.fractions, FIRSTS, subject.fill(settings.fill), settings.rows_per_forward
         )
         return {
             "probability": scores.probability,

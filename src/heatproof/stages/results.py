@@ -188,7 +188,7 @@ class Results:
         split = self.run.dataset.split("test")
         pixels = split.pixels(indices).numpy().transpose(0, 2, 3, 1)
         regions = split.regions(indices)
-        maps = {name: reader.maps(_rows_of(reader, indices)) for name, reader in readers.items()}
+        maps = {name: reader.maps(reader.rows_of(indices)) for name, reader in readers.items()}
         sure = confidence(first.logits[chosen])
         names = self._classifier_names
         comparable = names == self.class_names
@@ -280,7 +280,7 @@ class Results:
         if cell.method is not None:
             wanted |= {"metric": cell.metric, "percentile": cell.percentile}
             if cell.metric != "mask_only":
-                wanted["fill"] = _origin_of(section.fill)
+                wanted["fill"] = config.dumped(section.fill)
         origin = result.get("origin", {})
         made_from = (origin.get("maps") or {}).get("test")
         if cell.method in self._contents and made_from != self._contents[cell.method]:
@@ -569,10 +569,6 @@ def _grouped(reasons: Mapping[Any, str]) -> Iterator[tuple[str, list[Any]]]:
         yield reason, [key for key, value in reasons.items() if value == reason]
 
 
-def _origin_of(fill: str | config.Plugin) -> Any:
-    return fill if isinstance(fill, str) else fill.model_dump()
-
-
 def _fill(fill: str | config.Plugin) -> str:
     return fill if isinstance(fill, str) else fill.name
 
@@ -711,11 +707,6 @@ def _health(name: str, reader: store.MapReader, cuts: Sequence[float], spent: tu
         seconds=seconds,
         made=made,
     )
-
-
-def _rows_of(reader: store.MapReader, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    where = {int(index): row for row, index in enumerate(reader.index)}
-    return np.array([where[int(index)] for index in indices])
 
 
 def _command(stage: str) -> str:

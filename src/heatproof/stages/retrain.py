@@ -20,7 +20,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heatproof import artefacts, cells, config, plugins, removal, runtime, seeding, store
+from heatproof import artefacts, cells, config, removal, runtime, store
 from heatproof.datasets import Split
 from heatproof.errors import ConfigError, MapError, MissingInputError
 from heatproof.methods.explainer import Explainer
 from heatproof.metrics import roar
 from heatproof.models import Normalization
 from heatproof.stages import extract, recursive, retrain_summary
-from heatproof.stages.run import Run, model_origin, training_origin, why_stale
+from heatproof.stages.run import Run, build_fill, model_origin, training_origin, why_stale
 from heatproof.training import classifier
 from heatproof.training.examples import Removal
 
@@ -239,21 +239,6 @@ class MaskAlone:
         return kept[:, None].repeat(1, pixels.shape[1], 1, 1)
 
 
-def build_fill(
-    run: Run, asked: str | config.Plugin, normalization: Callable[[], Normalization], split: str = "test"
-) -> removal.Fill:
-    """The fill that a section asks for, in units of pixels in [0, 1]; means are looked up only where it takes them."""
-    name, options = (asked, {}) if isinstance(asked, str) else (asked.name, asked.options)
-    target = removal.FILLS.get(name) or (plugins.resolve(name) if "." in name else None)
-    means: dict[str, tuple[float, ...]] = {}
-    if target is not None and plugins.wants(target, "mean"):
-        # Data without a training part: the classifier's own normalisation tells the mean of what it was trained on.
-        means["mean"] = run.statistics.mean if "train" in run.dataset.splits else normalization().mean
-    if target is not None and plugins.wants(target, "normalization_mean"):
-        means["normalization_mean"] = normalization().mean
-    return removal.build_fill(name, seed=seeding.of_split(run.config.seed, split), **means, **options)
-
-
 def _fill(run: Run, section: config.RetrainCls, split: str) -> removal.Fill:
     asked = section.model.normalization
     return build_fill(
@@ -283,7 +268,7 @@ def _grid(run: Run, section: config.RetrainCls) -> Iterator[Job]:
         "seed": run.config.seed,
         "code": classifier.RESULTS_VERSION,
     }
-    fill = section.fill if isinstance(section.fill, str) else section.fill.model_dump()
+    fill = config.dumped(section.fill)
     maps = _maps(run, section)
     # Run by run, so that an unfinished grid already compares all methods.
     for number in section.seeds:

@@ -3,14 +3,14 @@
 import functools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from heatproof import artefacts, runtime, seeding
+from heatproof import artefacts, plugins, removal, runtime, seeding
 from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, Training
 from heatproof.datasets import Dataset, open_dataset, training_statistics
 from heatproof.errors import ConfigError, MissingInputError, ModelError
@@ -149,6 +149,21 @@ class Run:
         )
         recipe.check()
         return recipe
+
+
+def build_fill(
+    run: Run, asked: str | Plugin, normalization: Callable[[], Normalization], split: str = "test"
+) -> removal.Fill:
+    """The fill that a section asks for, in units of pixels in [0, 1]; means are looked up only where it takes them."""
+    name, options = (asked, {}) if isinstance(asked, str) else (asked.name, asked.options)
+    target = removal.FILLS.get(name) or (plugins.resolve(name) if "." in name else None)
+    means: dict[str, tuple[float, ...]] = {}
+    if target is not None and plugins.wants(target, "mean"):
+        # Data without a training part: the classifier's own normalisation tells the mean of what it was trained on.
+        means["mean"] = run.statistics.mean if "train" in run.dataset.splits else normalization().mean
+    if target is not None and plugins.wants(target, "normalization_mean"):
+        means["normalization_mean"] = normalization().mean
+    return removal.build_fill(name, seed=seeding.of_split(run.config.seed, split), **means, **options)
 
 
 def training_origin(section: Training) -> dict[str, Any]:

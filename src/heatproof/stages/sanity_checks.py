@@ -40,7 +40,6 @@ from heatproof.stages.evaluate import StoredMaps, stored_maps
 from heatproof.stages.extract import Extraction, IntactImages, is_complete
 from heatproof.stages.robustness import name_left_out
 from heatproof.stages.run import Run, model_origin, training_origin, why_stale
-from heatproof.stages.twins import rows_of
 from heatproof.training import classifier
 
 logger = logging.getLogger(__name__)
@@ -146,7 +145,7 @@ def run(run: Run) -> None:
 def _checks(run: Run, section: config.SanityChecks, stored: StoredMaps, intact: store.MapReader) -> list[Check]:
     plan = stored.plan
     targets = np.full(len(stored.split), -1)
-    targets[stored.rows] = intact.targets[rows_of(intact, stored.rows)]
+    targets[stored.rows] = intact.targets[intact.rows_of(stored.rows)]
     names = randomisation.layers(plan.loaded.module, section.layer_depth)
     checks = []
     for order in section.orders:
@@ -362,10 +361,10 @@ def _compare(
     with runtime.progress(sum(b.stop - b.start for b in missing), f"{path.parent.name} {path.stem}") as bar:
         for block in missing:
             index = stored.rows[block.start : block.stop]
-            before = intact.maps(rows_of(intact, index)).astype(np.float64)
+            before = intact.maps(intact.rows_of(index)).astype(np.float64)
             found: dict[str, list[NDArray[np.float64]]] = {score: [] for score in scores}
             for reader in readers:
-                after = reader.maps(rows_of(reader, index)).astype(np.float64)
+                after = reader.maps(reader.rows_of(index)).astype(np.float64)
                 for score, similarity in scores.items():
                     found[score].append(similarity(before, after))
             writer.write(block, {"index": index, **{score: np.stack(parts, axis=1) for score, parts in found.items()}})

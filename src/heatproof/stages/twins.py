@@ -117,19 +117,3 @@ def content_of(path: Path) -> str | None:
     """What is in a source's file, for the origin of its twins; None where it is not there or not complete."""
     state = store.read_state(path, store.FORMAT)
     return store.MapReader(path).content_id() if state is not None and state.complete and not state.damage else None
-
-
-def rows_of(source: store.MapReader, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rows of a file that hold the maps of some images of its split.
-
-    Raises:
-        MapError: an image has no map there.
-    """
-    order = np.argsort(source.index, kind="stable")
-    places = np.searchsorted(source.index, indices, sorter=order)
-    rows = order[np.minimum(places, len(order) - 1)]
-    missing = source.index[rows] != indices
-    if missing.any():
-        raise MapError(f"{source.path}: holds no map of image {indices[missing][0]}; run extract-attribution-maps")
-    found: NDArray[np.int64] = rows
-    return found

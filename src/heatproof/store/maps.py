@@ -345,6 +345,20 @@ class MapReader(RowReader):
         maps *= self.scales[wanted][:, None, None]
         return maps
 
+    def rows_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows that hold the maps of some images of the split.
+
+        Raises:
+            MapError: an image has no map here.
+        """
+        order = np.argsort(self.index, kind="stable")
+        places = np.searchsorted(self.index, indices, sorter=order)
+        rows: NDArray[np.int64] = order[np.minimum(places, len(order) - 1)]
+        missing = self.index[rows] != indices
+        if missing.any():
+            raise MapError(f"{self.path}: holds no map of image {indices[missing][0]}; run extract-attribution-maps")
+        return rows
+
     def ranks(self, rows: ArrayLike | None = None) -> NDArray[np.unsignedinteger]:
         """Ranks of the pixels, 0 = most important.
 
