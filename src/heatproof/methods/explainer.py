@@ -7,19 +7,21 @@ A dotted path names a *factory* `(model, **kwargs)` that returns a callable `(im
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heatproof import plugins, seeding
+from heatproof import artefacts, plugins, seeding
 from heatproof.errors import MapError
 from heatproof.methods.reduction import reduce_channels
 from heatproof.models import frozen_eval
 
-# Parameters that a factory may name to be given by us; users never set them.
-PROVIDED = ("seed", "regions", "normalization")
+# Parameters that a factory may name to be given by us; users never set them. `classifier_sha256` names the weights of the
+# classifier, for methods that were trained for one; it is not given where maps of other weights are wanted on purpose.
+PROVIDED = ("seed", "regions", "normalization", "classifier_sha256")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class Explainer:
     def code_version(self) -> str:
         """Version of the code that makes the maps, for their origin."""
         return plugins.code_version(plugins.resolve(self.path))
+
+    def files(self) -> dict[str, str]:
+        """Options that name a file which is there, with its SHA-256: what a method learnt counts by its content."""
+        named = {option: Path(value) for option, value in self.options.items() if isinstance(value, str)}
+        return {option: artefacts.sha256(path) for option, path in named.items() if path.is_file()}
 
     def bind(self, model: nn.Module, provided: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor], Explained]:
         """The method at work on a model, which is frozen in eval mode during each call and put back afterwards.

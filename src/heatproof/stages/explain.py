@@ -105,7 +105,11 @@ def run(request: Request) -> Iterator[str]:
     runtime.make_deterministic(device)
     subject = _subject(request, device)
     target = None if request.target is None else _class_index(request.target, subject.class_names)
-    provided = {"seed": 0, "normalization": subject.loaded.normalization}
+    provided = {
+        "seed": 0,
+        "normalization": subject.loaded.normalization,
+        "classifier_sha256": subject.loaded.weights_sha256,
+    }
     bound = [(m.name, m.bind(subject.loaded.module, provided)) for m in request.methods]
     names = _names(files)
     for start in range(0, len(files), _BATCH):

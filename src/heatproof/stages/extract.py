@@ -106,7 +106,8 @@ class Extraction:
                 "channel_reduction": method.channel_reduction,
                 "on_invalid": method.on_invalid,
                 "code": _code(method),
-            },
+            }
+            | ({"files": files} if (files := method.files()) else {}),
             "target": self.target,
             "dtype": self.dtype,
             "ties": self.ties,
@@ -202,14 +203,16 @@ class Extraction:
 
     def bind(self, method: Explainer, split: Split) -> Explain:
         """A method at work on the classifier: normalised images, targets and indices in the split -> maps."""
-        return method.bind(
-            self.loaded.module,
-            {
-                "seed": seeding.of_split(self.run.config.seed, split.name),
-                "regions": regions_of(split),
-                "normalization": self.loaded.normalization,
-            },
-        )
+        return method.bind(self.loaded.module, self.provided(split))
+
+    def provided(self, split: Split) -> dict[str, Any]:
+        """What a method is given that asks for it by name."""
+        return {
+            "seed": seeding.of_split(self.run.config.seed, split.name),
+            "regions": regions_of(split),
+            "normalization": self.loaded.normalization,
+            "classifier_sha256": self.loaded.weights_sha256,
+        }
 
     def _is_there(self, method: Explainer, split: Split, path: Path, rows: NDArray[np.int64] | None) -> bool:
         if method.path != IMPORTED:

@@ -111,6 +111,10 @@ class GivenTargets(Extraction):
         given = hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()
         return super().origin(method, split, rows, source) | {"target": {"given": given}}
 
+    def provided(self, split: Split) -> dict[str, Any]:
+        """As of any extraction; a method that was trained for the intact classifier meets another one on purpose."""
+        return {name: value for name, value in super().provided(split).items() if name != "classifier_sha256"}
+
     def intact(self, split: Split, indices: NDArray[np.int64]) -> IntactImages:
         """Reads and classifies some images; what is explained of them is given."""
         return dataclasses.replace(super().intact(split, indices), target=self.targets[indices])
