@@ -248,7 +248,11 @@ their options are listed behind --method NAME --help.
     tool.add_argument(
         "--weights", default="DEFAULT", metavar="FILE", help="file of weights, or random; default: the library's own"
     )
-    tool.add_argument("--target", metavar="CLASS", help="index or name; default: each picture's most probable class")
+    tool.add_argument(
+        "--target",
+        metavar="CLASS",
+        help="index or name; 'A, B' for any of several, 'A - B' for one rather than another; default: the most probable class",
+    )
     tool.add_argument("--classes", type=Path, metavar="FILE", help="text file with the name of each class, one a line")
     tool.add_argument("--out", type=Path, default=Path("explained"), metavar="FOLDER", help="default: explained")
     tool.add_argument(

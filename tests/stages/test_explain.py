@@ -96,6 +96,62 @@ def test_the_map_is_the_method_s_own_for_the_class_that_is_named(folder, capsys)
     np.testing.assert_allclose(np.load(folder / "out" / "rgb_gradient.npy"), expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("rising - upright", "3 rising rather than 1 vertical, upright"),
+        ("3 -1", "3 rising rather than 1 vertical, upright"),
+        ("rising,0", "3 rising or 0 horizontal"),
+        ("vertical, upright", "1 vertical, upright"),
+    ],
+)
+def test_a_difference_of_classes_or_any_of_several_is_explained(folder, capsys, target, told):
+    signed = {
+        "gradient": ("--no-absolute", "--channel-reduction", "sum"),
+        "gradmask": ("--masks-layer", "3"),
+        "chefer": (),
+    }
+    for method, options in signed.items():
+        assert explain(folder, "--target", target, *options, method=method) == 0
+        assert f"explained: {told}\n" in capsys.readouterr().out
+    if "-" in target:
+        found = np.load(folder / "out" / "rgb_gradient.npy")
+        maps = []
+        for each in ("3", "1"):
+            assert explain(folder, "--target", each, *signed["gradient"]) == 0
+            maps.append(np.load(folder / "out" / "rgb_gradient.npy"))
+        np.testing.assert_allclose(found, maps[0] - maps[1], rtol=0, atol=1e-5 * np.abs(maps[0]).max())
+
+
+def test_the_output_of_a_regression_is_explained(folder, capsys):
+    torch.manual_seed(0)
+    torch.save(ViTTiny(num_classes=1, depth=2).state_dict(), folder / "regression.pt")
+    command = ("explain", folder / "pictures" / "rgb.png", *VIT, "--out", folder / "out", "--device", "cpu")
+    arch = "tests.stages.test_explain.regression"
+    options = (
+        "--model",
+        arch,
+        "--weights",
+        folder / "regression.pt",
+        "--method",
+        "gradient",
+        "--method",
+        "rise",
+        "--masks",
+        "20",
+    )
+    assert heatproof(*command[:2], *options, *command[4:]) == 0
+    shown = capsys.readouterr().out
+    assert "explained: the output, " in shown
+    assert "%" not in shown
+    assert np.ptp(np.load(folder / "out" / "rgb_rise.npy")) > 0
+
+
+def regression():
+    """A network of one output."""
+    return ViTTiny(num_classes=1, depth=2)
+
+
 def test_a_picture_s_map_does_not_depend_on_the_others(folder):
     options = ("--samples", "2", "--target", "0")
     assert explain(folder, *options, pictures="pictures", method="smooth-grad") == 0
@@ -134,6 +190,10 @@ def test_help_tells_the_options_of_the_method_that_is_named(capsys):
         ({"method": "oracle"}, "oracle: needs to know where the object is"),
         ({"arguments": ("--stepps", "3"), "method": "intgrad"}, "unknown option '--stepps'; did you mean '--steps'?"),
         ({"arguments": ("--target", "4")}, "--target 4: the model has 4 classes (0 to 3)"),
+        ({"arguments": ("--target", "rising - 3")}, "--target: the difference of class 3 and itself is 0"),
+        ({"arguments": ("--target", "0,1,2,3")}, "--target: names all classes of the model"),
+        ({"arguments": ("--target", "0, 7")}, "--target 7: the model has 4 classes (0 to 3)"),
+        ({"arguments": ("--target", "rising - fallling")}, "no class has this name; did you mean 'falling'?"),
         ({"arguments": ("--target", "fallling")}, "no class has this name; did you mean 'falling'?"),
         ({"arguments": ("--weights", "nowhere.pt")}, "nowhere.pt: no such file of weights"),
         ({"arguments": ("--weights", "DEFAULT")}, "has no weights of its own; name a file with --weights FILE"),

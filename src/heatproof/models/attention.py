@@ -23,7 +23,7 @@ imported to recognise its models.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from torch.nn import functional
 
 from heatproof.errors import InputError, ModelError
 from heatproof.models.hooks import frozen_eval
+from heatproof.models.targets import Retargeted
 
 Pooled = Literal["class", "patches", "all"]
 
@@ -394,6 +395,9 @@ def architecture_of(model: nn.Module) -> Architecture:
     Raises:
         ModelError: where there is none that is known, or its attention is of another kind.
     """
+    if isinstance(model, Retargeted):
+        inside = architecture_of(model.model)
+        return replace(inside, head=lambda tokens: model.of_outputs(inside.head(tokens)))
     for module in model.modules():
         kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
         for known, read in _FAMILIES.items():

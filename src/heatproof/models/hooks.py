@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from heatproof.errors import ModelError, nearest
+from heatproof.models.targets import Retargeted
 
 
 def module_named(model: nn.Module, name: str) -> nn.Module:
-    """The submodule of this name, as in `model.named_modules()`.
+    """The submodule of this name, as in `model.named_modules()`; of a `Retargeted` model, as in the one inside.
 
     Raises:
         ModelError: where there is none; it lists the nearest names.
@@ -19,6 +20,8 @@ def module_named(model: nn.Module, name: str) -> nn.Module:
     >>> module_named(nn.Sequential(nn.ReLU()), "0")
     ReLU()
     """
+    if isinstance(model, Retargeted):
+        return module_named(model.model, name)
     modules: dict[str, nn.Module] = {key: m for key, m in model.named_modules(remove_duplicate=False) if key}
     if name not in modules:
         raise ModelError(f"layer {name!r}: {type(model).__name__} has no such layer{nearest(name, modules)}")

@@ -22,13 +22,15 @@ from heatproof import artefacts, plugins, runtime, seeding
 from heatproof.datasets import pictures
 from heatproof.errors import ConfigError, DataError, InputError, ModelError, PluginError, nearest
 from heatproof.methods import catalogue
-from heatproof.methods.explainer import PROVIDED, Explainer
+from heatproof.methods.explainer import PROVIDED, Explained, Explainer
 from heatproof.models import LoadedModel, Normalization, load
 from heatproof.models.loading import read_weights
 from heatproof.models.preparation import Preparation, input_size, library_preparation, resized
+from heatproof.models.targets import AnyOf, Difference, Output, Retargeted
 from heatproof.report.overlay import Colour, overlay, sheet
 
 _BATCH = 16
+Question = int | AnyOf | Difference | Output
 _TOP = 5
 
 
@@ -41,7 +43,9 @@ class Request:
         model: as `model.arch` of a configuration.
         methods: what explains; `methods_named` makes them.
         weights: a file, DEFAULT for the library's own, or `random` (drawn from seed 0: to try things, they know nothing).
-        target: index or name of the class; None explains each picture's most probable one.
+        target: index or name of a class; several, with commas between them, for any of these classes; two, with a minus between
+            them, for what speaks for the first rather than the second. None explains each picture's most probable class, and
+            the output of a network that has one only.
         out: folder for what is written.
         colour: of the overlays.
         device: as `device` of a configuration.
@@ -104,13 +108,8 @@ def run(request: Request) -> Iterator[str]:
     device = runtime.resolve_device(request.device)
     runtime.make_deterministic(device)
     subject = _subject(request, device)
-    target = None if request.target is None else _class_index(request.target, subject.class_names)
-    provided = {
-        "seed": 0,
-        "normalization": subject.loaded.normalization,
-        "classifier_sha256": subject.loaded.weights_sha256,
-    }
-    bound = [(m.name, m.bind(subject.loaded.module, provided)) for m in request.methods]
+    question = None if request.target is None else _question(request.target, subject.class_names)
+    bound: dict[str, Callable[[Tensor, Tensor, Tensor], Explained]] = {}
     names = _names(files)
     for start in range(0, len(files), _BATCH):
         batch = files[start : start + _BATCH]
@@ -122,14 +121,35 @@ def run(request: Request) -> Iterator[str]:
             logits = subject.loaded.module(images)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise ModelError(f"{request.model}: is no classifier: it does not give (N, K) logits")
-        _check_classes(target, logits.shape[1], subject)
-        targets = logits.argmax(dim=1) if target is None else torch.full((len(batch),), target, device=device)
-        maps = {name: explain(images, targets, indices).maps.cpu().numpy() for name, explain in bound}
+        if not bound:
+            if question is None and logits.shape[1] == 1:
+                question = Output(0)
+            _check_classes(question, logits.shape[1], subject)
+            bound = _bound(request.methods, subject, question)
+        targets = torch.zeros_like(logits[:, 0], dtype=torch.int64)
+        if question is None or isinstance(question, int):
+            targets = logits.argmax(dim=1) if question is None else targets + question
+        maps = {name: explain(images, targets, indices).maps.cpu().numpy() for name, explain in bound.items()}
         shown = (255 * pixels).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         for row, path in enumerate(batch):
-            yield from _told(path, logits[row].float().softmax(dim=0).cpu(), int(targets[row]), subject)
+            explained = int(targets[row]) if question is None else question
+            yield from _told(path, logits[row].float().cpu(), explained, subject)
             written = {name: found[row] for name, found in maps.items()}
             yield f"  wrote {', '.join(map(str, _write(request, names[path], _rgb(shown[row]), written)))}"
+
+
+def _bound(
+    methods: Sequence[Explainer], subject: "_Subject", question: Question | None
+) -> dict[str, Callable[[Tensor, Tensor, Tensor], Explained]]:
+    """The methods at work on the classifier, or on the scalar of its outputs that is asked for."""
+    loaded = subject.loaded
+    provided = {
+        "seed": 0, "normalization": loaded.normalization, "classifier_sha256": loaded.weights_sha256
+    }  # fmt: skip
+    module = loaded.module
+    if question is not None and not isinstance(question, int):
+        module = Retargeted(module, question).eval()
+    return {method.name: method.bind(module, provided) for method in methods}
 
 
 @dataclass(frozen=True)
@@ -217,13 +237,26 @@ def _read_names(path: Path) -> tuple[str, ...]:
     return tuple(re.sub(r"^n\d{8}\s+", "", line).strip() for line in lines if line.strip())
 
 
+def _question(text: str, names: Sequence[str]) -> Question:
+    """What `--target` asks for: a class, any of several, or the difference of two."""
+    is_name = text.casefold() in {name for name, _ in _synonyms(names)}
+    if not is_name and (two := re.fullmatch(r"(\d+)\s*-\s*(\d+)|(.+?)\s+-\s+(.+)", text)):
+        first, second = (part for part in two.groups() if part is not None)
+        return Difference(_class_index(first, names), _class_index(second, names))
+    if not is_name and "," in text:
+        return AnyOf(tuple(_class_index(part.strip(), names) for part in text.split(",")))
+    return _class_index(text, names)
+
+
+def _synonyms(names: Sequence[str]) -> list[tuple[str, int]]:
+    """What each class may be called: of "tabby, tabby cat", the whole and each word of it."""
+    return [(part.strip().casefold(), index) for index, name in enumerate(names) for part in [name, *name.split(",")]]
+
+
 def _class_index(target: str, names: Sequence[str]) -> int:
     if re.fullmatch(r"-?\d+", target):
         return int(target)
-    # Of "tabby, tabby cat", each word stands for the class.
-    synonyms = [
-        (part.strip().casefold(), index) for index, name in enumerate(names) for part in [name, *name.split(",")]
-    ]
+    synonyms = _synonyms(names)
     found = {index for name, index in synonyms if name == target.casefold()}
     if len(found) == 1:
         return found.pop()
@@ -242,9 +275,14 @@ def _class_index(target: str, names: Sequence[str]) -> int:
     raise InputError(f"--target {target!r}: no class has this name{hint}")
 
 
-def _check_classes(target: int | None, classes: int, subject: _Subject) -> None:
-    if target is not None and not 0 <= target < classes:
-        raise InputError(f"--target {target}: the model has {classes} classes (0 to {classes - 1})")
+def _check_classes(question: Question | None, classes: int, subject: _Subject) -> None:
+    for target in _classes_of(question):
+        if not 0 <= target < classes:
+            raise InputError(f"--target {target}: the model has {classes} classes (0 to {classes - 1})")
+    if isinstance(question, Difference) and question.first == question.second:
+        raise InputError(f"--target: the difference of class {question.first} and itself is 0; name two classes")
+    if isinstance(question, AnyOf) and len(set(question.classes)) == classes:
+        raise InputError("--target: names all classes of the model; leave one out at least")
     if subject.class_names and len(subject.class_names) != classes:
         raise ConfigError(f"--classes: {len(subject.class_names)} names; the model has {classes} classes")
 
@@ -279,12 +317,28 @@ def _names(files: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def _told(path: Path, probabilities: Tensor, target: int, subject: _Subject) -> Iterator[str]:
+def _classes_of(question: Question | None) -> tuple[int, ...]:
+    match question:
+        case AnyOf(classes):
+            return classes
+        case Difference(first, second):
+            return first, second
+        case Output(index) | int(index):
+            return (index,)
+    return ()
+
+
+def _told(path: Path, logits: Tensor, question: Question, subject: _Subject) -> Iterator[str]:
     yield f"{path}"
+    if isinstance(question, Output):
+        yield f"  explained: the output, {float(logits[question.index]):.4g}"
+        return
+    probabilities = logits.softmax(dim=0)
     best = probabilities.topk(min(_TOP, len(probabilities)))
     for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         yield f"  {100 * probability:5.1f} %  {_called(index, subject)}"
-    yield f"  explained: {_called(target, subject)}"
+    between = " rather than " if isinstance(question, Difference) else " or "
+    yield f"  explained: {between.join(_called(target, subject) for target in _classes_of(question))}"
 
 
 def _called(index: int, subject: _Subject) -> str:
