@@ -7,6 +7,7 @@ from typing import Any
 from heatproof import plugins
 from heatproof.datasets.arrays import NpzSource
 from heatproof.datasets.coco import coco
+from heatproof.datasets.counting import Counting, CountingSource
 from heatproof.datasets.custom import CustomSource
 from heatproof.datasets.dataset import Dataset, Source
 from heatproof.datasets.folders import image_folder, imagenet
@@ -38,7 +39,10 @@ FILES: dict[str, Callable[..., Source]] = {
     "Coco": coco,
 }
 # What is generated: options that become a source together with the seed.
-GENERATED: dict[str, tuple[Callable[..., Any], Callable[[Any, int], Source]]] = {"Planted": (Planted, PlantedSource)}
+GENERATED: dict[str, tuple[Callable[..., Any], Callable[[Any, int], Source]]] = {
+    "Planted": (Planted, PlantedSource),
+    "Counting": (Counting, CountingSource),
+}
 
 
 def open_dataset(
@@ -47,7 +51,7 @@ def open_dataset(
     """Opens a data set; its pictures are read when a split is asked for.
 
     Args:
-        name: `Planted`, `CIFAR10`, `MNIST`, `FashionMNIST`, `ImageNet`, `ImageFolder`, `Arrays`, `Wsol`,
+        name: `Planted`, `Counting`, `CIFAR10`, `MNIST`, `FashionMNIST`, `ImageNet`, `ImageFolder`, `Arrays`, `Wsol`,
             `OxfordPets`, `Coco`, or the dotted path of a class of the user's own (`CustomSource` says what is asked of it).
         dataset_dir: where the files are; generated data need none and read none.
         split_ratio: share of each class's training pictures, the first in the order of the file, that is trained on; the

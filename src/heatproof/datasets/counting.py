@@ -1,0 +1,179 @@
+"""Counting: grids of tiles in which the label says how many tiles show the class that is asked for.
+
+Which tiles were counted is known, so the right answer of an explanation is: these, and no others. A grid has a random
+stream of its own, so a seed gives the same grids on every machine, whichever are asked for and in whatever order.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from heatproof import artefacts, checks, seeding
+from heatproof.datasets.dataset import PARTS, Boxes, Indices
+
+Value = TypeVar("Value", bound=np.generic)
+
+GENERATOR_VERSION = 1  # raised whenever a byte of any grid changes
+
+# The corners of the RGB cube that are neither black nor white; a colour's number is its binary number less one.
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "blue": (0, 0, 1),
+    "green": (0, 1, 0),
+    "cyan": (0, 1, 1),
+    "red": (1, 0, 0),
+    "magenta": (1, 0, 1),
+    "yellow": (1, 1, 0),
+}
+
+
+@dataclass(frozen=True)
+class Counting:
+    """The options of the toy task: tiles of one colour each, and the question how many have the colour `class_idx`.
+
+    Grid i of a part has i % (grid_size^2 + 1) tiles of that colour, at random places; each of the others has one of the
+    five other colours, all equally likely. With a tile as large as a vision transformer's patch, the tile is the unit of
+    truth of a patch mask.
+
+    Args:
+        grid_size: tiles along each side.
+        class_idx: the colour that is counted: 0 blue, 1 green, 2 cyan, 3 red, 4 magenta, 5 yellow.
+        tile: side of a tile, in pixels.
+        train_images: grids of the training set, validation included.
+        test_images: grids of the test set.
+
+    Raises:
+        InputError: naming the option and the values that it may have.
+
+    Reference:
+        Nalmpantis, Panagiotopoulos, Gkountouras, Papakostas, Aziz: "Vision DiffMask", CVPRW 2023, arXiv:2304.06391.
+
+    >>> Counting(class_idx=6)
+    Traceback (most recent call last):
+    heatproof.errors.InputError: Counting: class_idx: 6 must lie between 0 and 5
+    """
+
+    grid_size: int = 3
+    class_idx: int = 3
+    tile: int = 16
+    train_images: int = 4000
+    test_images: int = 1000
+
+    def __post_init__(self) -> None:
+        limits = {
+            "grid_size": (1, 64),
+            "class_idx": (0, len(COLOURS) - 1),
+            "tile": (1, 1024),
+            "train_images": (1, 10**7),
+            "test_images": (1, 10**7),
+        }
+        for option, (low, high) in limits.items():
+            checks.integer(f"Counting: {option}", getattr(self, option), low, high)
+
+
+class CountingSource:
+    """A Counting data set as source of pictures: its options and the root seed."""
+
+    channels = 3
+    parts = PARTS
+
+    def __init__(self, options: Counting, seed: int):
+        self.options, self.seed = options, seed
+        self.class_names = counts(options.grid_size)
+        side = options.grid_size * options.tile
+        self.size = (side, side)
+        named = {"counting": GENERATOR_VERSION, "seed": seed, **asdict(options)}
+        self.fingerprint = hashlib.sha256(artefacts.canonical(named).encode()).hexdigest()
+
+    def open(self, part: str) -> "CountingSamples":
+        """The grids of "train" or "test"."""
+        return CountingSamples(self, part)
+
+
+class CountingSamples:
+    """The grids of one part, made when they are asked for."""
+
+    def __init__(self, source: CountingSource, part: str):
+        self.options, self.seed, self.part = source.options, source.seed, part
+        count = self.options.train_images if part == "train" else self.options.test_images
+        self.labels: Indices = np.arange(count, dtype=np.int64) % len(source.class_names)
+        self.fingerprint = f"{source.fingerprint}/{part}"
+
+    def colours(self, indices: Indices) -> NDArray[np.int64]:
+        """The number of each tile's colour: (B, grid_size, grid_size)."""
+        tiles = self.options.grid_size**2
+        words = seeding.words(2 * tiles, indices, self.seed, "counting", self.part)
+        others = seeding.below(len(COLOURS) - 1, words[:, :tiles])
+        others += others >= self.options.class_idx
+        counted = chosen(self.labels[indices], words[:, tiles:])
+        numbers = np.where(counted, self.options.class_idx, others)
+        return numbers.reshape(-1, self.options.grid_size, self.options.grid_size)
+
+    def pixels(self, indices: Indices) -> Tensor:
+        """Pictures (B, 3, H, W), uint8."""
+        return coloured(self.colours(indices), self.options.tile)
+
+    def regions(self, indices: Indices) -> NDArray[np.bool_]:
+        """The counted tiles' pixels (B, H, W)."""
+        return enlarged(self.colours(indices) == self.options.class_idx, self.options.tile)
+
+    def boxes(self, indices: Indices) -> list[Boxes]:
+        """A box around each counted tile."""
+        return tile_boxes(self.colours(indices) == self.options.class_idx, self.options.tile)
+
+    def ignored(self, indices: Indices) -> None:
+        """None: each pixel belongs to a counted tile, or to none."""
+        return
+
+
+def counts(grid_size: int) -> tuple[str, ...]:
+    """Names of the labels: all numbers of counted tiles."""
+    return tuple(map(str, range(grid_size**2 + 1)))
+
+
+def chosen(numbers: Indices, words: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """True at `numbers[b]` of the P places of row b, all choices equally likely: (B, P).
+
+    Args:
+        numbers: (B,), from 0 to P.
+        words: (B, P) random.
+
+    >>> chosen(np.array([2]), np.array([[7, 1, 5]], dtype=np.uint64))
+    array([[False,  True,  True]])
+    """
+    order = words.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+    few: NDArray[np.bool_] = order < numbers[:, None]
+    return few
+
+
+def coloured(numbers: NDArray[np.int64], tile: int) -> Tensor:
+    """Grids of one-colour tiles as pictures: uint8 (B, 3, rows * tile, columns * tile), of 0 and 255 only.
+
+    Args:
+        numbers: (B, rows, columns), each a colour's number in `COLOURS`.
+        tile: side of a tile, in pixels.
+
+    >>> coloured(np.array([[[3, 5]]]), tile=1).flatten().tolist()  # red and yellow: red, green, blue values of both
+    [255, 255, 0, 255, 0, 0]
+    """
+    palette = 255 * np.array(list(COLOURS.values()), dtype=np.uint8)
+    return torch.from_numpy(enlarged(palette[numbers].transpose(0, 3, 1, 2), tile))
+
+
+def enlarged(values: NDArray[Value], tile: int) -> NDArray[Value]:
+    """Each value of (..., rows, columns) as a square of `tile` x `tile`."""
+    return values.repeat(tile, axis=-2).repeat(tile, axis=-1)
+
+
+def tile_boxes(counted: NDArray[np.bool_], tile: int) -> list[Boxes]:
+    """A box (x0, y0, x1, y1), half-open, around each True of the grids (B, rows, columns): (k, 4) for each of B grids.
+
+    >>> tile_boxes(np.array([[[False, True], [False, False]]]), tile=16)
+    [array([[16,  0, 32, 16]])]
+    """
+    corners = (np.argwhere(grid)[:, ::-1] * tile for grid in counted)
+    return [np.concatenate([corner, corner + tile], axis=1).astype(np.int64) for corner in corners]
