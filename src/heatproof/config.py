@@ -106,11 +106,14 @@ class Model(Section):
 
 
 class Augmentation(Section):
-    """What is done to training images, after the removal of pixels and before normalisation."""
+    """What is done to training images, after the removal of pixels: crop and mirror before normalisation, the rest after."""
 
     crop_padding: NonNegativeInt = Field(4, description="random crop after padding by so many pixels; 0: none")
     padding: Literal["fill", "black"] = Field("fill", description="colour of the padding: the training mean, or black")
     flip: bool = Field(True, description="mirror half of the images left to right")
+    noise: float = Field(0.0, ge=0, description="standard deviation of added noise, in units of the normalised image")
+    rotation: float = Field(0.0, ge=0, le=180, description="turned by up to so many degrees, to either side")
+    blur: bool = Field(False, description="Gaussian kernel of 3 x 3 of random width")
 
 
 class Training(Section):
@@ -122,8 +125,12 @@ class Training(Section):
         {"name": "torch.optim.lr_scheduler.StepLR", "step_size": 10, "gamma": 0.5}
     )
     loss: Plugin = Plugin(name="torch.nn.CrossEntropyLoss")
+    scheduler_per_batch: bool = Field(False, description="a scheduler's step is a batch, not an epoch")
     batch_size: PositiveInt = 256
     nb_epochs: PositiveInt = 50
+    patience: PositiveInt | None = Field(
+        None, description="end when the validation accuracy has not risen for so many epochs; null: never"
+    )
     augmentation: Augmentation = Augmentation()
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast of the forward pass")
     channels_last: bool = Field(False, description="memory layout of activations; pays for convolutions in bfloat16")
