@@ -136,6 +136,19 @@ class Training(Section):
     channels_last: bool = Field(False, description="memory layout of activations; pays for convolutions in bfloat16")
 
 
+class EvaluateCls(Section):
+    """evaluate-cls: how often the classifier is right, as a whole and for each class."""
+
+    model: Model | None = Field(None, description="null: the one that train-cls left")
+    splits: Annotated[
+        list[Literal["train", "validation", "test"]],
+        BeforeValidator(_as_list),
+        AfterValidator(_distinct),
+        Field(min_length=1),
+    ] = ["test"]
+    batch_size: PositiveInt = 256
+
+
 class AttributionMethod(Section):
     """One attribution method: a factory (model, **kwargs) or a function (model, image, label, **kwargs)."""
 
@@ -455,6 +468,7 @@ class Config(Section):
     device: str = Field("auto", description="auto | cpu | cuda | cuda:1 | mps")
     data: Data
     train_cls: Annotated[Training | None, Field(description="train-cls: the classifier that is explained")] = None
+    evaluate_cls: EvaluateCls | None = None
     extract_cams: ExtractCams | None = None
     retrain_cls: RetrainCls | None = None
     pixel_perturbation_analysis: PixelPerturbationAnalysis | None = None

@@ -175,10 +175,25 @@ def fit(
 
 
 def predict(
-    module: nn.Module, normalize: Normalize, examples: Examples, *, batch_size: int, recipe: Recipe | None = None
+    module: nn.Module,
+    normalize: Normalize,
+    examples: Examples,
+    *,
+    batch_size: int,
+    recipe: Recipe | None = None,
+    describe: str | None = None,
 ) -> NDArray[np.int64]:
-    """The class with the largest logit for each example that takes part, in the split's order."""
-    found = [logits.argmax(1).cpu().numpy() for logits, _ in _logits(module, normalize, examples, batch_size, recipe)]
+    """The class with the largest logit for each example that takes part, in the split's order.
+
+    `describe` is the text of a progress bar on stderr; None shows none.
+    """
+    found = []
+    bar = runtime.progress(int(examples.valid.sum()), describe) if describe else None
+    with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
+        for logits, _ in _logits(module, normalize, examples, batch_size, recipe):
+            found.append(logits.argmax(1).cpu().numpy())
+            if bar is not None:
+                bar.update(len(logits))
     return np.concatenate(found)
 
 
