@@ -13,6 +13,7 @@ from heatproof.datasets.dataset import Dataset, Source
 from heatproof.datasets.folders import image_folder, imagenet
 from heatproof.datasets.pets import oxford_pets
 from heatproof.datasets.planted import Planted, PlantedSource
+from heatproof.datasets.prepared import prepared
 from heatproof.datasets.resized import resized
 from heatproof.datasets.standard import Cifar10Source, MnistSource
 from heatproof.datasets.wsol import wsol
@@ -61,6 +62,7 @@ FILES: dict[str, Callable[..., Source]] = {
     "ImageFolder": image_folder,
     "Arrays": _arrays,
     "Wsol": wsol,
+    "Prepared": prepared,
     "OxfordPets": oxford_pets,
     "Coco": coco,
 }
@@ -77,7 +79,7 @@ def open_dataset(
     """Opens a data set; its pictures are read when a split is asked for.
 
     Args:
-        name: `Planted`, `Counting`, `CIFAR10`, `CIFAR10_QA`, `MNIST`, `FashionMNIST`, `ImageNet`, `ImageFolder`, `Arrays`, `Wsol`,
+        name: `Planted`, `Counting`, `CIFAR10`, `CIFAR10_QA`, `MNIST`, `FashionMNIST`, `ImageNet`, `ImageFolder`, `Arrays`, `Wsol`, `Prepared`,
             `OxfordPets`, `Coco`, or the dotted path of a class of the user's own (`CustomSource` says what is asked of it).
         dataset_dir: where the files are; generated data need none and read none.
         split_ratio: share of each class's training pictures, the first in the order of the file, that is trained on; the
