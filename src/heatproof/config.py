@@ -78,6 +78,13 @@ class Data(Section):
     )
     dataset_dir: Path | None = Field(None, description="where the files are; not needed for generated data")
     split_ratio: float = Field(0.875, gt=0, lt=1, description="train share of the training set; the rest is validation")
+    examples_per_class: PositiveInt | None = Field(
+        None,
+        description="few-shot: cut the train split to so many pictures of each class, drawn from the seed; null: all",
+    )
+    classes: PositiveInt | None = Field(
+        None, description="cut the train split to so many classes, drawn from the seed; labels and other splits stay"
+    )
     options: Options = Field(default_factory=dict, description="further options of the data set")
     memory_gb: float = Field(
         4.0, ge=0, description="splits up to this size are held in memory, larger ones are streamed"

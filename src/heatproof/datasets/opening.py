@@ -74,7 +74,14 @@ GENERATED: dict[str, tuple[Callable[..., Any], Callable[[Any, int], Source]]] = 
 
 
 def open_dataset(
-    name: str, dataset_dir: Path | None, *, split_ratio: float, seed: int, options: Mapping[str, Any]
+    name: str,
+    dataset_dir: Path | None,
+    *,
+    split_ratio: float,
+    seed: int,
+    options: Mapping[str, Any],
+    examples_per_class: int | None = None,
+    classes: int | None = None,
 ) -> Dataset:
     """Opens a data set; its pictures are read when a split is asked for.
 
@@ -84,8 +91,10 @@ def open_dataset(
         dataset_dir: where the files are; generated data need none and read none.
         split_ratio: share of each class's training pictures, the first in the order of the file, that is trained on; the
             rest validates.
-        seed: root seed, for what is generated.
+        seed: root seed, for what is generated and what is drawn.
         options: further options of the data set.
+        examples_per_class: cut the training split to so many pictures of each class; None: all.
+        classes: cut the training split to so many classes; None: all.
 
     Raises:
         DataError: unknown name, or files that are missing and cannot be downloaded.
@@ -96,7 +105,8 @@ def open_dataset(
     >>> data.class_names, data.size, len(data.split("train")), len(data.split("validation"))
     (('horizontal', 'vertical', 'falling', 'rising'), (32, 32), 32, 8)
     """
-    return Dataset(name, _source(name, dataset_dir, seed, split_ratio, options), split_ratio)
+    source = _source(name, dataset_dir, seed, split_ratio, options)
+    return Dataset(name, source, split_ratio, examples_per_class, classes, seed)
 
 
 def _source(name: str, folder: Path | None, seed: int, split_ratio: float, options: Mapping[str, Any]) -> Source:

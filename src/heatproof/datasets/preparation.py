@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from heatproof import seeding
 from heatproof.datasets import voc
-from heatproof.datasets.dataset import Boxes
+from heatproof.datasets.dataset import Boxes, drawn_classes
 from heatproof.datasets.folders import evaluation_boxes, pictures_below, subfolders
 from heatproof.datasets.pictures import Framing
 from heatproof.errors import DataError
@@ -161,22 +160,6 @@ def few(listing: Listing, examples_per_class: int | None, classes: int | None, s
             f"{examples_per_class or 1} of each class were asked for"
         )
     return replace(listing, samples=tuple(samples))
-
-
-def drawn_classes(count: int, wanted: int | None, seed: int) -> list[int]:
-    """So many labels of `count`, drawn from the seed, ascending; None: all. Fewer are among more.
-
-    Raises:
-        DataError: there are fewer classes.
-
-    >>> set(drawn_classes(9, 3, seed=0)) < set(drawn_classes(9, 4, seed=0))
-    True
-    """
-    if wanted is None:
-        return list(range(count))
-    if not 1 <= wanted <= count:
-        raise DataError(f"{wanted} classes were asked for, and there are {count}")
-    return sorted(seeding.generator(seed, "classes").permutation(count)[:wanted].tolist())
 
 
 def annotated_boxes(path: Path, listing: Listing, sample: Sample, framing: Framing) -> Boxes:

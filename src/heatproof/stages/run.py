@@ -43,7 +43,13 @@ class Run:
         """The configured data set; opened once, its splits when they are asked for."""
         data = self.config.data
         return open_dataset(
-            data.dataset, data.dataset_dir, split_ratio=data.split_ratio, seed=self.config.seed, options=data.options
+            data.dataset,
+            data.dataset_dir,
+            split_ratio=data.split_ratio,
+            seed=self.config.seed,
+            options=data.options,
+            examples_per_class=data.examples_per_class,
+            classes=data.classes,
         )
 
     @functools.cached_property
