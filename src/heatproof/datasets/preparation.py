@@ -81,10 +81,12 @@ def parted(listing: Listing, per_class: int, generator: np.random.RandomState) -
         per_class: pictures of each class in train-val.
         generator: that has shuffled the list.
     """
+    of_class: list[list[Sample]] = [[] for _ in listing.classes]
+    for sample in listing.samples:
+        of_class[sample[1]].append(sample)
     trained: list[Sample] = []
     validated: list[Sample] = []
-    for label in range(len(listing.classes)):
-        own = [sample for sample in listing.samples if sample[1] == label]
+    for own in of_class:
         drawn = set(_permutation(len(own), generator)[:per_class])
         for place, sample in enumerate(own):
             (validated if place in drawn else trained).append(sample)
