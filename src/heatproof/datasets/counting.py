@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heatproof import artefacts, checks, seeding
-from heatproof.datasets.dataset import PARTS, Boxes, Indices, Part, Source, first_of_each_class
+from heatproof.datasets.dataset import PARTS, Indices, Part, Source, first_of_each_class
 from heatproof.errors import DataError
 
 Value = TypeVar("Value", bound=np.generic)
@@ -123,9 +123,9 @@ class CountingSamples:
         """The counted tiles' pixels (B, H, W)."""
         return enlarged(self.colours(indices) == self.options.class_idx, self._tile)
 
-    def boxes(self, indices: Indices) -> list[Boxes]:
-        """A box around each counted tile."""
-        return tile_boxes(self.colours(indices) == self.options.class_idx, self._tile)
+    def boxes(self, indices: Indices) -> None:
+        """None beside the regions, which tell all; one box lies around all counted tiles."""
+        return
 
     def ignored(self, indices: Indices) -> None:
         """None: each pixel belongs to a counted tile, or to none."""
@@ -169,17 +169,6 @@ def coloured(numbers: NDArray[np.int64], tile: int) -> Tensor:
 def enlarged(values: NDArray[Value], tile: tuple[int, int]) -> NDArray[Value]:
     """Each value of (..., rows, columns) as a tile of this height and width."""
     return values.repeat(tile[0], axis=-2).repeat(tile[1], axis=-1)
-
-
-def tile_boxes(counted: NDArray[np.bool_], tile: tuple[int, int]) -> list[Boxes]:
-    """A box (x0, y0, x1, y1), half-open, around each True of the grids (B, rows, columns): (k, 4) for each of B grids.
-
-    >>> tile_boxes(np.array([[[False, True], [False, False]]]), tile=(16, 20))
-    [array([[20,  0, 40, 16]])]
-    """
-    step = np.array(tile[::-1], dtype=np.int64)
-    corners = (np.argwhere(grid)[:, ::-1] * step for grid in counted)
-    return [np.concatenate([corner, corner + step], axis=1) for corner in corners]
 
 
 class CountingPictures:
@@ -311,9 +300,9 @@ class CountingPicturesSamples:
         """The pixels of the counted pictures (B, H, W)."""
         return enlarged(self.drawn(indices)[1], self.source.source.size)
 
-    def boxes(self, indices: Indices) -> list[Boxes]:
-        """A box around each counted picture."""
-        return tile_boxes(self.drawn(indices)[1], self.source.source.size)
+    def boxes(self, indices: Indices) -> None:
+        """None beside the regions, which tell all; one box lies around all counted tiles."""
+        return
 
     def ignored(self, indices: Indices) -> None:
         """None: each pixel belongs to a counted picture, or to none."""
