@@ -18,6 +18,7 @@ TASK = shutil.which("task", path=f"{Path(sys.executable).parent}{os.pathsep}{os.
 STAGES = {
     "demo": "configs/demo.yml",
     "train-cls": "configs/roar_cifar10_resnet8.yml",
+    "evaluate-cls": "configs/roar_cifar10_resnet8.yml",
     "extract-attribution-maps": "configs/roar_cifar10_resnet8.yml",
     "evaluate-attribution-maps-roar": "configs/roar_cifar10_resnet8.yml",
     "roar": "configs/roar_cifar10_resnet8.yml",
@@ -32,7 +33,7 @@ STAGES = {
     "sanity-checks": "configs/roar_cifar10_resnet8.yml",
     "report": "configs/roar_cifar10_resnet8.yml",
 }
-OTHERS = {"explain", "test", "lint", "bench", "build-docker", "bash-docker"}
+OTHERS = {"explain", "prepare-data", "test", "lint", "bench", "build-docker", "bash-docker"}
 CALLERS_VARIABLES = ("CONFIG", "WHERE", "UV_PROJECT_ENVIRONMENT")
 
 if TASK is None:

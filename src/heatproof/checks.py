@@ -40,3 +40,11 @@ def fraction(name: str, value: float) -> float:
     if not 0.0 <= value <= 1.0:
         raise InputError(f"{name}: {value!r} must lie between 0 and 1")
     return value
+
+
+def integer(name: str, value: object, low: int, high: int) -> None:
+    """Raises InputError naming `value` unless it is an integer from `low` to `high`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f"{name}: {value!r} must be an integer")
+    if not low <= value <= high:
+        raise InputError(f"{name}: {value} must lie between {low} and {high}")

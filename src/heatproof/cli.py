@@ -227,6 +227,62 @@ def _export_maps(asked: argparse.Namespace) -> None:
     maps.export_maps(asked.file, asked.target, form=asked.form, run=run)
 
 
+def _add_prepare(tool: argparse.ArgumentParser) -> None:
+    tool.epilog = """\
+The lists are those of the masking-based saliency code, for the same seed. Then, in a configuration:
+
+    data: {dataset: Prepared, dataset_dir: FOLDER}"""
+    optional: dict[str, Any] = {"type": Path, "metavar": "DIR"}
+    needed: dict[str, Any] = {"required": True, **optional}
+    tool.add_argument("--train-path", **needed, help="training pictures, a folder for each class")
+    tool.add_argument("--val-path", **needed, help="pictures that are tested on, a folder for each class")
+    tool.add_argument("--output-base-path", **needed, help="folder for the lists")
+    tool.add_argument(
+        "--val-annotation-path", **optional, help="XML files of the val pictures; default: boxes are not known"
+    )
+    tool.add_argument(
+        "--extended-annot-base-path",
+        **optional,
+        help="<class>/<file stem>.xml of some training pictures; they make train_train.json and train_val.json",
+    )
+    count: dict[str, Any] = {"type": int, "metavar": "N"}
+    tool.add_argument(
+        "--num-per-class-in-train-val", **count, default=50, help="pictures of a class in train_val.json; default: 50"
+    )
+    tool.add_argument("--seed", **count, default=1234, help="of all draws; default: 1234")
+    tool.add_argument("--size", **count, default=224, help="side of the frame that boxes are scaled to; default: 224")
+    tool.add_argument(
+        "--break-ratio",
+        action="store_true",
+        help="both sides are scaled; default: the shorter one, then the centre cut",
+    )
+    tool.add_argument("--examples-per-class", **count, help="cut the training lists to so many pictures of each class")
+    tool.add_argument("--num-classes", **count, help="cut the training lists to so many classes; labels stay")
+    tool.add_argument("--dry-run", action="store_true", help="read all, write nothing, say what would be written")
+    tool.set_defaults(command=_prepare)
+
+
+def _prepare(asked: argparse.Namespace) -> None:
+    from heatproof.stages import prepare
+
+    prepare.run(
+        prepare.Request(
+            train=asked.train_path,
+            val=asked.val_path,
+            out=asked.output_base_path,
+            val_annotations=asked.val_annotation_path,
+            train_annotations=asked.extended_annot_base_path,
+            per_class=asked.num_per_class_in_train_val,
+            seed=asked.seed,
+            size=asked.size,
+            squash=asked.break_ratio,
+            examples_per_class=asked.examples_per_class,
+            classes=asked.num_classes,
+            dry_run=asked.dry_run,
+        )
+    )
+
+
 def _add_explain(tool: _Parser) -> None:
     tool.epilog = """\
 Each picture leaves <picture>_<method>.npy (the map, float32, of the part that the model sees), <picture>_<method>.png (over
@@ -348,6 +404,7 @@ def _sides(text: str) -> tuple[int, int]:
 
 TOOLS: dict[str, tuple[Callable[[_Parser], None], str]] = {
     "explain": (_add_explain, "explain pictures: a map and an overlay of each, for one method or several"),
+    "prepare-data": (_add_prepare, "list a tree's pictures, labels and boxes, as trained maskers read them"),
     "inspect": (_add_inspect, "say what an attribution file is, how far it got, and whether it is whole"),
     "import-maps": (_add_import, "make an attribution file of maps that were computed elsewhere"),
     "export": (_add_export, "give an attribution file away in another form"),

@@ -74,10 +74,17 @@ class Data(Section):
     """Which images."""
 
     dataset: str = Field(
-        description="Planted | CIFAR10 | MNIST | FashionMNIST | ImageFolder | ImageNet | Arrays | Wsol | OxfordPets | Coco | dotted path of your own class"
+        description="Planted | Counting | CIFAR10 | CIFAR10_QA | MNIST | FashionMNIST | ImageFolder | ImageNet | Arrays | Wsol | Prepared | OxfordPets | Coco | dotted path of your own class"
     )
     dataset_dir: Path | None = Field(None, description="where the files are; not needed for generated data")
     split_ratio: float = Field(0.875, gt=0, lt=1, description="train share of the training set; the rest is validation")
+    examples_per_class: PositiveInt | None = Field(
+        None,
+        description="few-shot: cut the train split to so many pictures of each class, drawn from the seed; null: all",
+    )
+    classes: PositiveInt | None = Field(
+        None, description="cut the train split to so many classes, drawn from the seed; labels and other splits stay"
+    )
     options: Options = Field(default_factory=dict, description="further options of the data set")
     memory_gb: float = Field(
         4.0, ge=0, description="splits up to this size are held in memory, larger ones are streamed"
@@ -106,11 +113,14 @@ class Model(Section):
 
 
 class Augmentation(Section):
-    """What is done to training images, after the removal of pixels and before normalisation."""
+    """What is done to training images, after the removal of pixels: crop and mirror before normalisation, the rest after."""
 
     crop_padding: NonNegativeInt = Field(4, description="random crop after padding by so many pixels; 0: none")
     padding: Literal["fill", "black"] = Field("fill", description="colour of the padding: the training mean, or black")
     flip: bool = Field(True, description="mirror half of the images left to right")
+    noise: float = Field(0.0, ge=0, description="standard deviation of added noise, in units of the normalised image")
+    rotation: float = Field(0.0, ge=0, le=180, description="turned by up to so many degrees, to either side")
+    blur: bool = Field(False, description="Gaussian kernel of 3 x 3 of random width")
 
 
 class Training(Section):
@@ -122,11 +132,28 @@ class Training(Section):
         {"name": "torch.optim.lr_scheduler.StepLR", "step_size": 10, "gamma": 0.5}
     )
     loss: Plugin = Plugin(name="torch.nn.CrossEntropyLoss")
+    scheduler_per_batch: bool = Field(False, description="a scheduler's step is a batch, not an epoch")
     batch_size: PositiveInt = 256
     nb_epochs: PositiveInt = 50
+    patience: PositiveInt | None = Field(
+        None, description="end when the validation accuracy has not risen for so many epochs; null: never"
+    )
     augmentation: Augmentation = Augmentation()
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast of the forward pass")
     channels_last: bool = Field(False, description="memory layout of activations; pays for convolutions in bfloat16")
+
+
+class EvaluateCls(Section):
+    """evaluate-cls: how often the classifier is right, as a whole and for each class."""
+
+    model: Model | None = Field(None, description="null: the one that train-cls left")
+    splits: Annotated[
+        list[Literal["train", "validation", "test"]],
+        BeforeValidator(_as_list),
+        AfterValidator(_distinct),
+        Field(min_length=1),
+    ] = ["test"]
+    batch_size: PositiveInt = 256
 
 
 class AttributionMethod(Section):
@@ -448,6 +475,7 @@ class Config(Section):
     device: str = Field("auto", description="auto | cpu | cuda | cuda:1 | mps")
     data: Data
     train_cls: Annotated[Training | None, Field(description="train-cls: the classifier that is explained")] = None
+    evaluate_cls: EvaluateCls | None = None
     extract_cams: ExtractCams | None = None
     retrain_cls: RetrainCls | None = None
     pixel_perturbation_analysis: PixelPerturbationAnalysis | None = None

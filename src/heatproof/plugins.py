@@ -86,6 +86,12 @@ def wants(target: Callable[..., Any], name: str) -> bool:
     return name in inspect.signature(target).parameters
 
 
+def needs(target: Any, name: str) -> bool:
+    """Whether a callable has a parameter of this name that has no default."""
+    parameter = inspect.signature(target).parameters.get(name) if callable(target) else None
+    return parameter is not None and parameter.default is parameter.empty
+
+
 def code_version(target: Any) -> str:
     """What a result's origin says about the code: the module's RESULTS_VERSION, else a hash of its source file.
 

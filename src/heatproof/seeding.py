@@ -8,6 +8,7 @@ import hashlib
 import json
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def derive(seed: int, *purpose: str | int) -> int:
@@ -23,6 +24,23 @@ def derive(seed: int, *purpose: str | int) -> int:
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     """A NumPy generator (Philox: same stream on every machine) for one purpose."""
     return np.random.Generator(np.random.Philox(key=derive(seed, *purpose)))
+
+
+def words(count: int, indices: NDArray[np.int64], seed: int, *purpose: str | int) -> NDArray[np.uint64]:
+    """The first 64-bit words (B, count) of the streams of some images; the raw stream is the same in every NumPy."""
+    drawn = np.empty((len(indices), count), dtype=np.uint64)
+    for row, index in zip(drawn, indices.tolist(), strict=True):
+        row[:] = generator(seed, *purpose, index).bit_generator.random_raw(count)
+    return drawn
+
+
+def below(limit: int, drawn: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Integers in [0, limit), all equally likely, one from each word.
+
+    >>> below(6, np.array([0, 2**63, 2**64 - 1], dtype=np.uint64))
+    array([0, 3, 5])
+    """
+    return (((drawn >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32)).astype(np.int64)
 
 
 def of_split(seed: int, split: str) -> int:

@@ -58,6 +58,51 @@ def test_a_split_without_pictures_is_an_error():
         Dataset("Twelve", Source(), 1.0).split("validation")
 
 
+def few(examples=None, classes=None, seed=0, name="Planted", **options):
+    options = {"train_images": 400, "test_images": 40} | options
+    return open_dataset(
+        name, None, split_ratio=0.75, seed=seed, options=options, examples_per_class=examples, classes=classes
+    )
+
+
+def test_a_few_shot_training_split_is_balanced_and_smaller_ones_lie_within_larger_ones():
+    whole, ten, one = (few(count).split("train") for count in (None, 10, 1))
+    np.testing.assert_array_equal(np.bincount(ten.labels), [10] * 8)
+    np.testing.assert_array_equal(np.bincount(one.labels), [1] * 8)
+    assert set(one.rows) < set(ten.rows) < set(whole.rows)
+    np.testing.assert_array_equal(ten.rows, np.sort(ten.rows))
+    assert torch.equal(ten.pixels([3]), whole.pixels(np.flatnonzero(whole.rows == ten.rows[3])))
+    assert set(few(10, seed=1).split("train").rows) != set(ten.rows)
+
+
+def test_few_classes_keep_their_labels_and_lie_within_more():
+    three, two = (few(classes=count).split("train") for count in (3, 2))
+    assert set(two.labels) < set(three.labels)
+    assert [len(set(split.labels)) for split in (three, two)] == [3, 2]
+    np.testing.assert_array_equal(
+        np.bincount(few(4, 3).split("train").labels, minlength=8) // 4, np.bincount(three.labels, minlength=8) > 0
+    )
+    assert few(4, 3).class_names == few().class_names
+
+
+def test_few_shot_changes_the_training_split_alone():
+    prints = [
+        {name: data.split(name).fingerprint for name in ("train", "validation", "test")}
+        for data in (few(), few(10), few(9), few(classes=2))
+    ]
+    assert len({each["train"] for each in prints}) == 4
+    assert all(each[name] == prints[0][name] for each in prints for name in ("validation", "test"))
+
+
+def test_more_than_there_is_cannot_be_asked_for():
+    with pytest.raises(DataError, match=r"Planted: class 'horizontal' has 37 training pictures; .*asks for 38"):
+        few(38).split("train")
+    with pytest.raises(DataError, match="9 classes were asked for, and there are 8"):
+        few(classes=9).split("train")
+    with pytest.raises(InputError, match="examples_per_class: 0 must lie between 1"):
+        few(0)
+
+
 def test_wrong_names_indices_and_ratios_are_named():
     data = Dataset("Twelve", Source(), 0.5)
     with pytest.raises(InputError, match="no split 'valid'; did you mean 'validation'"):

@@ -9,13 +9,14 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torchvision
+from PIL import Image
 
 from heatproof.datasets import open_dataset
-from heatproof.errors import DataError
+from heatproof.errors import DataError, InputError
 
 
-def opened(name, path):
-    return open_dataset(name, path, split_ratio=0.5, seed=0, options={})
+def opened(name, path, **options):
+    return open_dataset(name, path, split_ratio=0.5, seed=0, options=options)
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +60,22 @@ def test_the_two_mnists_have_their_own_classes_and_fingerprints(tmp_path):
     digits, clothes = (opened(name, tmp_path) for name in ("MNIST", "FashionMNIST"))
     assert clothes.class_names[9] == "Ankle boot"
     assert digits.split("test").fingerprint != clothes.split("test").fingerprint
+
+
+def test_pictures_are_scaled_to_the_size_that_is_asked_for(tmp_path):
+    arrays = mnist(tmp_path)
+    plain, large = (opened("MNIST", tmp_path, size=size) for size in (None, 112))
+    assert (large.size, large.channels, large.split("test").nbytes) == ((112, 112), 1, 20 * 112**2)
+    rows = np.array([4, 0])
+    pixels = large.split("test").pixels(rows)
+    for row, scaled in zip(rows, pixels, strict=True):
+        expected = Image.fromarray(arrays["t10k"][0][row]).resize((112, 112), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(scaled, np.asarray(expected)[None])
+    np.testing.assert_array_equal(large.split("train").labels, plain.split("train").labels)
+    assert plain.fingerprint == opened("MNIST", tmp_path).fingerprint != large.fingerprint
+    assert plain.split("test").fingerprint != large.split("test").fingerprint
+    with pytest.raises(InputError, match="MNIST: size: 'large' must be an integer"):
+        opened("MNIST", tmp_path, size="large")
 
 
 def test_mnist_that_is_damaged_is_named(tmp_path):

@@ -351,6 +351,39 @@ def test_hugging_face_models_return_logits(monkeypatch):
     assert loaded("hf:google/some-vit").module(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
 
 
+@pytest.mark.parametrize("kind", ["vit", "convnext"])
+def test_hugging_face_models_take_sizes_and_channels_of_the_data(tmp_path, kind):
+    pytest.importorskip("transformers")
+    shape = {
+        "vit": {"image_size": 224, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "convnext": {"hidden_sizes": [4, 4, 4, 4], "depths": [1, 1, 1, 1]},
+    }[kind]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **shape}))
+    sizes = {"image_size": 48, "patch_size": 16} if kind == "vit" else {"patch_size": 2}
+    for arguments in (sizes, sizes | {"attn_implementation": "eager"}):
+        found = loaded(f"hf:{tmp_path}", channels=1, constructor_args=arguments)
+        assert found.module(torch.zeros(2, 1, 48, 48)).shape == (2, 4)
+    with pytest.raises(ModelError, match=r"building it failed: TypeError: .*image_siez"):
+        loaded(f"hf:{tmp_path}", constructor_args={"image_siez": 48})
+
+
+@pytest.mark.parametrize(
+    ("arch", "arguments"),
+    [
+        ("torchvision.models.convnext_tiny", {}),
+        ("torchvision.models.vit_b_16", {"image_size": 32}),
+        ("timm:convnext_atto", {}),
+        ("timm:vit_tiny_patch16_224", {"img_size": 48}),
+    ],
+)
+def test_transformers_and_convnexts_of_the_libraries_are_built_for_small_pictures(arch, arguments):
+    if arch.startswith("timm:"):
+        pytest.importorskip("timm")
+    side = next(iter(arguments.values()), 32)
+    with torch.inference_mode():
+        assert loaded(arch, constructor_args=arguments).module(torch.zeros(1, 3, side, side)).shape == (1, 4)
+
+
 def test_the_shared_mobilenet_gives_its_logits_on_framed_photographs(tmp_path):
     root = Path(os.environ.get("HEATPROOF_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
     if not (root / "weights" / "imagenet_mobilenet_v2.pt").is_file():

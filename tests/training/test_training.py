@@ -6,12 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.transforms import functional
 
 from heatproof.errors import ModelError, PluginError
-from heatproof.training import classifier
+from heatproof.training import augmentation, classifier
 from heatproof.training.augmentation import Augmentation
 from heatproof.training.classifier import DivergedError, Named, Recipe
 from heatproof.training.examples import Examples, Removal
+from heatproof.training.schedules import WarmUpLinearDecay
 
 CPU = torch.device("cpu")
 
@@ -129,6 +131,89 @@ class TestAugmentation:
     def test_no_flip_means_none(self):
         assert not Augmentation(1, flip=False).draw(0, ("x",), 50).mirrored.any()
 
+    def test_what_was_drawn_before_is_drawn_still(self):
+        plain, more = (Augmentation(2, noise=noise, rotation=20 * noise).draw(3, ("x",), 50) for noise in (0.0, 1.0))
+        np.testing.assert_array_equal(plain.offsets, more.offsets)
+        np.testing.assert_array_equal(plain.mirrored, more.mirrored)
+
+    @pytest.mark.parametrize("size", [(24, 24), (16, 30)])
+    def test_images_are_turned_as_torchvision_turns_them(self, size):
+        images, angles = torch.rand(4, 3, *size), torch.tensor([-20.0, 3.3, 20.0, 90.0])
+        found = augmentation.turned(images, angles)
+        for turned, image, angle in zip(found, images, angles.tolist(), strict=True):
+            expected = functional.rotate(image, angle)
+            # Where a centre falls between two pixels, either may be the nearest.
+            assert (turned != expected).any(dim=0).float().mean() < 0.01
+
+    def test_images_are_blurred_as_torchvision_blurs_them(self):
+        images, sigmas = torch.rand(3, 3, 9, 12), torch.tensor([0.1, 0.7, 2.0])
+        for found, image, sigma in zip(augmentation.blurred(images, sigmas), images, sigmas.tolist(), strict=True):
+            torch.testing.assert_close(found, functional.gaussian_blur(image, [3, 3], [sigma, sigma]))
+
+    def test_angles_and_widths_fill_their_ranges(self):
+        draws = Augmentation(rotation=20.0, blur=True).draw(0, ("x",), 2000)
+        for drawn, low, high in ((draws.angles, -20, 20), (draws.sigmas, 0.1, 2.0)):
+            assert low <= drawn.min() < low + 0.02 * (high - low)
+            assert high - 0.02 * (high - low) < drawn.max() <= high
+            np.testing.assert_allclose(drawn.mean(), (low + high) / 2, atol=0.02 * (high - low))
+
+    def test_noise_has_the_asked_spread_and_is_another_for_each_image_and_epoch(self):
+        still = torch.zeros(20, 3, 16, 16)
+        first, second = (
+            Augmentation(noise=0.5).draw(0, ("epoch", number), 20).disturb(still, torch.arange(20)) for number in (1, 2)
+        )
+        assert abs(first.std().item() - 0.5) < 0.02
+        assert abs(first.mean().item()) < 0.02
+        everything = torch.cat([first, second]).flatten(1)
+        assert (torch.corrcoef(everything).fill_diagonal_(0).abs() < 0.2).all()
+
+    def test_how_an_image_is_disturbed_does_not_depend_on_its_batch(self):
+        images = torch.rand(6, 3, 8, 8)
+        draws = Augmentation(noise=1.0, rotation=20.0, blur=True).draw(0, ("x",), 6)
+        whole = draws.disturb(images, torch.arange(6))
+        assert torch.equal(whole[4:5], draws.disturb(images[4:5], torch.tensor([4])))
+        assert not torch.equal(whole, images)
+
+    def test_noise_comes_first_then_rotation_then_blur(self):
+        images, everything = torch.rand(3, 3, 8, 8), torch.arange(3)
+        together = Augmentation(noise=1.0, rotation=20.0, blur=True).draw(0, ("x",), 3).disturb(images, everything)
+        for step in ({"noise": 1.0}, {"rotation": 20.0}, {"blur": True}):
+            images = Augmentation(**step).draw(0, ("x",), 3).disturb(images, everything)
+        assert torch.equal(images, together)
+
+
+class TestSchedule:
+    @settings(deadline=None, max_examples=25)
+    @given(st.integers(0, 30), st.integers(1, 30))
+    def test_the_rate_rises_and_falls_in_straight_lines(self, warmup, more):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+        total = warmup + more
+        schedule, rates = WarmUpLinearDecay(optimizer, total, warmup), []
+        for _ in range(total + 1):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        expected = [
+            2.0 * (step / warmup if step < warmup else (total - step) / (total - warmup)) for step in range(total + 1)
+        ]
+        np.testing.assert_allclose(rates, expected, atol=1e-12)
+        assert optimizer.param_groups[0]["lr"] == 0.0  # and stays there
+
+    def test_a_warm_up_without_end_is_refused(self):
+        scheduler = Named("heatproof.training.schedules.WarmUpLinearDecay", {"warmup_steps": 4})
+        with pytest.raises(PluginError, match=r"warmup_steps: 4 must be less than the 4 steps .*scheduler_per_batch"):
+            fit(recipe=recipe(scheduler=scheduler))
+        per_batch = fit(recipe=recipe(scheduler=scheduler, scheduler_per_batch=True))
+        assert per_batch.history[1].learning_rate == pytest.approx(0.02 * 18 / 20)
+
+    def test_a_scheduler_is_told_the_steps_only_where_it_must_be(self):
+        for asked, expected in (
+            (Named("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": 1.0}), {"max_lr": 1.0}),
+            (Named("heatproof.training.schedules.WarmUpLinearDecay"), {"total_steps": 7}),
+            (Named("heatproof.training.schedules.WarmUpLinearDecay", {"total_steps": 3}), {"total_steps": 3}),
+        ):
+            assert classifier.told_total_steps(asked, 7).options == expected
+
 
 class TestFit:
     def test_it_learns(self):
@@ -165,6 +250,43 @@ class TestFit:
         whole = fit()
         assert same(continued.state, whole.state)
         assert continued.history == whole.history
+
+    def test_killed_and_continued_equals_uninterrupted_with_a_schedule_per_batch_and_all_augmentation(self, tmp_path):
+        asked = recipe(
+            optimizer=Named("torch.optim.RAdam", {"lr": 0.02, "weight_decay": 0.01, "decoupled_weight_decay": True}),
+            scheduler=Named("heatproof.training.schedules.WarmUpLinearDecay", {"warmup_steps": 3}),
+            scheduler_per_batch=True,
+            augmentation=Augmentation(1, (0.5, 0.5, 0.5), noise=0.1, rotation=20.0, blur=True),
+        )
+
+        def stop(line, history):
+            if line.epoch == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(checkpoint=tmp_path / "c.pt", identity="a", on_epoch=stop, recipe=asked)
+        continued = fit(net(seed=9), checkpoint=tmp_path / "c.pt", identity="a", recipe=asked)
+        whole = fit(recipe=asked)
+        assert same(continued.state, whole.state)
+        assert continued.history == whole.history
+        # 96 images in batches of 16: 6 steps an epoch, 24 in all.
+        np.testing.assert_allclose(
+            [line.learning_rate for line in whole.history],
+            [0.0, 0.02 * 18 / 21, 0.02 * 12 / 21, 0.02 * 6 / 21],
+        )
+
+    def test_training_ends_when_nothing_has_been_gained_for_as_long_as_is_allowed(self, tmp_path):
+        whole = fit(recipe=recipe(epochs=12))
+        accuracies = [line.validation_accuracy for line in whole.history]
+        best = np.maximum.accumulate(accuracies)
+        # The first epoch after which two more have not beaten what there was.
+        expected = next(
+            n for n in range(3, 13) if best[n - 1] == best[n - 3] and accuracies.index(best[n - 1]) <= n - 3
+        )
+        patient = recipe(epochs=12, patience=2)
+        assert expected < 12
+        assert fit(recipe=patient, checkpoint=tmp_path / "c.pt").history == whole.history[:expected]
+        assert fit(net(seed=9), recipe=patient, checkpoint=tmp_path / "c.pt").history == whole.history[:expected]
 
     def test_no_epoch_follows_one_that_is_enough_also_after_a_restart(self, tmp_path):
         whole = fit()

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from heatproof import checks, seeding
 from heatproof.errors import DataError, InputError, nearest
 
 Indices = NDArray[np.int64]
@@ -177,16 +178,25 @@ class Dataset:
         source: where the pictures come from.
         split_ratio: share of each class's training pictures, the first in the order of the file, that is trained on; the
             rest validates.
+        examples_per_class: cut `train` to so many pictures of each class; None: all.
+        classes: cut `train` to so many classes; None: all. Labels, `validation` and `test` stay as they are.
+        seed: root seed, which draws these pictures and classes; fewer are among more.
     """
 
     name: str
     source: Source
     split_ratio: float
+    examples_per_class: int | None = None
+    classes: int | None = None
+    seed: int = 0
     _parts: dict[str, Samples] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.split_ratio <= 1.0:
             raise InputError(f"split_ratio: {self.split_ratio!r} must lie above 0 and not above 1")
+        for name in ("examples_per_class", "classes"):
+            if getattr(self, name) is not None:
+                checks.integer(name, getattr(self, name), 1, 10**9)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -231,12 +241,29 @@ class Dataset:
         if part == "train":
             trains = first_of_each_class(samples.labels, self.split_ratio)
             rows = rows[trains if name == "train" else ~trains]
+        if name == "train" and (self.examples_per_class or self.classes):
+            rows = self._few(samples.labels, rows)
         if not len(rows):
             raise DataError(
                 f"{self.name}: no picture falls into {name!r}: "
                 f"{len(samples.labels)} pictures in {part!r}, split_ratio {self.split_ratio:g}"
             )
         return Split(name, samples, rows, self.size, self.channels)
+
+    def _few(self, labels: Indices, rows: Indices) -> Indices:
+        """Some of the rows: of the classes that are drawn, as many pictures as are asked for."""
+        present = np.unique(labels[rows]).tolist()
+        kept = []
+        for label in (present[place] for place in drawn_classes(len(present), self.classes, self.seed)):
+            own, wanted = rows[labels[rows] == label], self.examples_per_class
+            if wanted is not None and len(own) < wanted:
+                raise DataError(
+                    f"{self.name}: class {self.class_names[label]!r} has {len(own)} training pictures; "
+                    f"examples_per_class asks for {wanted}"
+                )
+            order = seeding.generator(self.seed, "examples_per_class", label).permutation(len(own))
+            kept.append(own[order[:wanted]])
+        return np.sort(np.concatenate(kept))
 
 
 def first_of_each_class(labels: Indices, share: float) -> NDArray[np.bool_]:
@@ -250,6 +277,22 @@ def first_of_each_class(labels: Indices, share: float) -> NDArray[np.bool_]:
         rows = np.flatnonzero(labels == label)
         first[rows[: int(share * len(rows))]] = True
     return first
+
+
+def drawn_classes(count: int, wanted: int | None, seed: int) -> list[int]:
+    """So many labels of `count`, drawn from the seed, ascending; None: all. Fewer are among more.
+
+    Raises:
+        DataError: there are fewer classes.
+
+    >>> set(drawn_classes(9, 3, seed=0)) < set(drawn_classes(9, 4, seed=0))
+    True
+    """
+    if wanted is None:
+        return list(range(count))
+    if wanted > count:
+        raise DataError(f"{wanted} classes were asked for, and there are {count}")
+    return sorted(seeding.generator(seed, "classes").permutation(count)[:wanted].tolist())
 
 
 def training_statistics(split: Split, block: int = 1024) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -146,7 +146,7 @@ class FolderSource:
         labels: list[int] = []
         digest = hashlib.sha256(repr((self.framing, self.class_folders)).encode())
         for label, name in enumerate(self.class_folders):
-            for path, size in _pictures_below(folder / name):
+            for path, size in pictures_below(folder / name):
                 files.append(path.relative_to(folder).as_posix())
                 labels.append(label)
                 digest.update(f"{files[-1]}\0{size}\n".encode(errors="surrogateescape"))
@@ -243,7 +243,7 @@ def image_folder(root: Path, resize: int | None = None, crop: int | None = None,
         raise DataError(
             f"{root}: has no folder train, test or val; expected {root}/train/<class>/<picture>.png and the like"
         )
-    classes = sorted({name for folder in there for name in _subfolders(folder)})
+    classes = sorted({name for folder in there for name in subfolders(folder)})
     if not classes:
         raise DataError(f"{there[0]}: holds no folders; expected one for each class, with its pictures")
     return FolderSource(root, folders, classes, classes, Framing(resize, crop, squash))
@@ -268,7 +268,7 @@ def imagenet(
     folders: dict[Part, str] = {"train": "train", "test": "val"}
     wnids = imagenet_wnids()
     for folder in folders.values():
-        strange = sorted(set(_subfolders(root / folder)) - set(wnids))
+        strange = sorted(set(subfolders(root / folder)) - set(wnids))
         if strange:
             raise DataError(
                 f"{root / folder / strange[0]}: is not one of ImageNet's 1000 classes, whose folders are named as n01440764; "
@@ -297,14 +297,15 @@ def imagenet_wnids() -> tuple[str, ...]:
     return tuple(resources.files(__package__).joinpath("imagenet_wnids.txt").read_text(encoding="ascii").split())
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; none where it is not there."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _pictures_below(folder: Path) -> list[tuple[Path, int]]:
+def pictures_below(folder: Path) -> list[tuple[Path, int]]:
     """Picture files in a folder and those below it, with their sizes in bytes, sorted by path."""
     if not folder.is_dir():
         return []
@@ -314,7 +315,7 @@ def _pictures_below(folder: Path) -> list[tuple[Path, int]]:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                found += _pictures_below(folder / entry.name)
+                found += pictures_below(folder / entry.name)
             elif entry.name.lower().endswith(pictures.SUFFIXES):
                 found.append((folder / entry.name, _bytes_of(entry)))
     return found

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heatproof import artefacts, seeding
+from heatproof import artefacts, checks, seeding
 from heatproof.datasets.dataset import PARTS
 from heatproof.errors import InputError
 
@@ -127,11 +127,7 @@ class Planted:
             raise InputError(f"Planted: difficulty: {self.difficulty!r} must lie between 0 and 1")
 
     def _check(self, option: str, low: int, high: int) -> None:
-        value = getattr(self, option)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise InputError(f"Planted: {option}: {value!r} must be an integer")
-        if not low <= value <= high:
-            raise InputError(f"Planted: {option}: {value} must lie between {low} and {high}")
+        checks.integer(f"Planted: {option}", getattr(self, option), low, high)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -230,11 +226,7 @@ class PlantedSamples:
         return pixels
 
     def _words(self, indices: Integers, count: int) -> NDArray[np.uint64]:
-        """The first 64-bit words (B, count) of each picture's stream; the raw stream is the same in every NumPy."""
-        words = np.empty((len(indices), count), dtype=np.uint64)
-        for row, index in zip(words, indices, strict=True):
-            row[:] = seeding.generator(self.seed, "planted", self.part, int(index)).bit_generator.random_raw(count)
-        return words
+        return seeding.words(count, indices, self.seed, "planted", self.part)
 
 
 class _Stream:
@@ -245,8 +237,7 @@ class _Stream:
 
     def below(self, limit: int, *shape: int) -> Integers:
         """Integers (B, *shape), uniform in [0, limit)."""
-        halves = self._next(math.prod(shape)) >> np.uint64(32)
-        return ((halves * np.uint64(limit)) >> np.uint64(32)).astype(np.int64).reshape(-1, *shape)
+        return seeding.below(limit, self._next(math.prod(shape))).reshape(-1, *shape)
 
     def bytes(self, *shape: int) -> NDArray[np.int32]:
         """Integers (B, *shape), uniform in [0, 256)."""

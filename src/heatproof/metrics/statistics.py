@@ -133,6 +133,33 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(mean - half, mean + half)
 
 
+def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
+    """Interval of a share, such as an accuracy: Wilson's score interval, without continuity correction.
+
+    All shares p whose z test against `successes` in `trials` is not significant. It keeps within [0, 1] and stays honest
+    for shares near its ends, where the interval around the mean does not.
+
+    Args:
+        successes: from 0 to `trials`.
+        trials: at least 1.
+        level: coverage.
+
+    Raises:
+        InputError: the counts are impossible.
+
+    Reference:
+        Wilson: "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+
+    >>> low, high = wilson_interval(8, 10)
+    >>> round(low, 3), round(high, 3)
+    (0.49, 0.943)
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise InputError(f"successes: {successes} of {trials} trials; expected 0 <= successes <= trials, and a trial")
+    found = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
+    return Interval(float(found.low), float(found.high))
+
+
 def bootstrap_index(generator: np.random.Generator, units: int, resamples: int = RESAMPLES) -> NDArray[np.int32]:
     """Positions drawn with replacement: one matrix for all methods, which are so compared on the same resamples.
 

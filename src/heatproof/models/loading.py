@@ -258,7 +258,13 @@ def _from_hugging_face(
     if not library_weights:
         with _fetching(blueprint.arch, fix, what="configuration"):
             config = transformers.AutoConfig.from_pretrained(name, num_labels=blueprint.num_classes)
-        return _module(blueprint.arch, lambda: LogitsOf(classifiers.from_config(config, **arguments))), _unknown
+        # What the configuration knows (sizes, depth) is set there; the rest (such as attn_implementation) is an option.
+        offered = {} if blueprint.channels is None else {"num_channels": blueprint.channels}
+        known = {key: value for key, value in (offered | arguments).items() if hasattr(config, key)}
+        for key, value in known.items():
+            setattr(config, key, value)
+        options = {key: value for key, value in arguments.items() if key not in known}
+        return _module(blueprint.arch, lambda: LogitsOf(classifiers.from_config(config, **options))), _unknown
     with _fetching(blueprint.arch, fix):
         # Only the safetensors format: the other one is a pickle.
         module = LogitsOf(classifiers.from_pretrained(name, use_safetensors=True, **arguments))

@@ -35,6 +35,9 @@ class Stage:
 
 STAGES = {
     "train-cls": Stage("heatproof.stages.train_cls", "train the classifier that is explained", "train_cls"),
+    "evaluate-cls": Stage(
+        "heatproof.stages.evaluate_cls", "say how often the classifier is right, for each class", "evaluate_cls"
+    ),
     "extract-attribution-maps": Stage(
         "heatproof.stages.extract", "compute each attribution method's maps, once", "extract_cams"
     ),

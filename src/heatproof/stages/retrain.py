@@ -141,10 +141,10 @@ def _retrain(run: Run, section: config.RetrainCls, splits: dict[str, Split], job
     test = examples["test"]
     if job.keeps_weights:
         classifier.save_tensors(job.weights, fitted.state)
-    artefacts.write_json(job.path, _result(job, section, fitted, predictions, test.split.labels, test.valid))
+    artefacts.write_json(job.path, _result(job, fitted, predictions, test.split.labels, test.valid))
     checkpoint.unlink(missing_ok=True)
     what = str(job.path.relative_to(run.config.outdir / "retrain_cls").with_suffix(""))
-    runtime.record_time(run.config.outdir / "retrain_cls", what, section.nb_epochs * len(splits["train"]), started)
+    runtime.record_time(run.config.outdir / "retrain_cls", what, len(fitted.history) * len(splits["train"]), started)
 
 
 def _unchanged(pixels: Tensor) -> Tensor:
@@ -389,7 +389,6 @@ def _is_done(job: Job) -> bool:
 
 def _result(
     job: Job,
-    section: config.RetrainCls,
     fitted: classifier.Fitted,
     predictions: NDArray[np.int64],
     labels: NDArray[np.int64],
@@ -406,7 +405,7 @@ def _result(
         "first": FIRST.get(job.metric),
         "fill": job.origin.get("fill"),
         "run": job.number,
-        "epochs": section.nb_epochs,
+        "epochs": len(fitted.history),
         "best_epoch": fitted.best_epoch,
         "validation_accuracy": fitted.validation_accuracy,
         "test_accuracy": float(correct.mean()),

@@ -43,7 +43,13 @@ class Run:
         """The configured data set; opened once, its splits when they are asked for."""
         data = self.config.data
         return open_dataset(
-            data.dataset, data.dataset_dir, split_ratio=data.split_ratio, seed=self.config.seed, options=data.options
+            data.dataset,
+            data.dataset_dir,
+            split_ratio=data.split_ratio,
+            seed=self.config.seed,
+            options=data.options,
+            examples_per_class=data.examples_per_class,
+            classes=data.classes,
         )
 
     @functools.cached_property
@@ -133,10 +139,10 @@ class Run:
         """How a section says to train, checked."""
         asked = section.augmentation
         augmentation = None
-        if asked.crop_padding or asked.flip:
+        if asked.crop_padding or asked.flip or asked.noise or asked.rotation or asked.blur:
             mean = self.statistics.mean
             colour = mean if asked.padding == "fill" else tuple(0.0 for _ in mean)
-            augmentation = Augmentation(asked.crop_padding, colour, asked.flip)
+            augmentation = Augmentation(asked.crop_padding, colour, asked.flip, asked.noise, asked.rotation, asked.blur)
         recipe = Recipe(
             optimizer=_named(section.optimizer),
             scheduler=None if section.scheduler is None else _named(section.scheduler),
@@ -146,6 +152,8 @@ class Run:
             augmentation=augmentation,
             precision=section.precision,
             channels_last=section.channels_last,
+            scheduler_per_batch=section.scheduler_per_batch,
+            patience=section.patience,
         )
         recipe.check()
         return recipe
@@ -168,19 +176,16 @@ def build_fill(
 
 def training_origin(section: Training) -> dict[str, Any]:
     """What a training depends on, apart from data, weights and seed."""
-    return section.model_dump(
-        mode="json",
-        include={
-            "optimizer",
-            "scheduler",
-            "loss",
-            "batch_size",
-            "nb_epochs",
-            "augmentation",
-            "precision",
-            "channels_last",
-        },
-    )
+    origin = section.model_dump(mode="json", include=set(Training.model_fields) - {"model"})
+    # What came later is named only where it is used: the same training has the same origin for good.
+    for part, later in (
+        (origin, ("scheduler_per_batch", "patience")),
+        (origin["augmentation"], ("noise", "rotation", "blur")),
+    ):
+        for option in later:
+            if not part[option]:
+                del part[option]
+    return origin
 
 
 def model_origin(model: Model) -> dict[str, Any]:

@@ -273,7 +273,9 @@ def _train(
 ) -> dict[str, Any]:
     loaded = run.fresh(training.model, SECTION)
     # What helps to generalise hinders to learn by heart: images that are never the same twice, rates that fade early.
-    recipe = dataclasses.replace(run.recipe(training), epochs=asked.nb_epochs, augmentation=None, scheduler=None)
+    recipe = dataclasses.replace(
+        run.recipe(training), epochs=asked.nb_epochs, augmentation=None, scheduler=None, patience=None
+    )
     split = run.dataset.split("train")
     examples = run.examples(Permuted(split, run.config.seed))
     checkpoint = path.with_suffix(".checkpoint")

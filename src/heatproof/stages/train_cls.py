@@ -50,7 +50,7 @@ def run(run: Run) -> None:
     test_accuracy = classifier.accuracy(loaded.module, loaded.normalization, test, batch_size=1024)
     logger.info(
         "best epoch %d of %d: validation %.2f %%, test %.2f %%",
-        fitted.best_epoch, recipe.epochs, 100 * fitted.validation_accuracy, 100 * test_accuracy,
+        fitted.best_epoch, len(fitted.history), 100 * fitted.validation_accuracy, 100 * test_accuracy,
     )  # fmt: skip
     classifier.save_tensors(folder / "best_model.pth", fitted.state)
     artefacts.write_json(
@@ -60,13 +60,13 @@ def run(run: Run) -> None:
             "weights_sha256": artefacts.sha256(folder / "best_model.pth"),
             "normalization": {"mean": loaded.normalization.mean, "std": loaded.normalization.std},
             "class_names": run.dataset.class_names,
-            "epochs": recipe.epochs,
+            "epochs": len(fitted.history),
             "best_epoch": fitted.best_epoch,
             "validation_accuracy": fitted.validation_accuracy,
             "test_accuracy": test_accuracy,
         },
     )
-    runtime.record_time(folder, "train-cls", len(run.dataset.split("train")) * recipe.epochs, started)
+    runtime.record_time(folder, "train-cls", len(run.dataset.split("train")) * len(fitted.history), started)
     checkpoint.unlink(missing_ok=True)
 
 

@@ -42,13 +42,16 @@ class Recipe:
 
     Args:
         optimizer: called with the parameters.
-        scheduler: called with the optimizer, stepped after each epoch; None keeps the rate.
+        scheduler: called with the optimizer, stepped after each epoch; None keeps the rate. One that must be told
+            `total_steps`, and has no such option set, is told how many steps the training has.
         loss: called as loss(logits, labels).
         epochs: passes over the training examples.
         batch_size: examples in a step; the last step of an epoch may have fewer.
         augmentation: of the training examples; None for none.
         precision: "float32", or "bfloat16" for autocast of the forward pass.
         channels_last: memory layout of activations and weights.
+        scheduler_per_batch: the scheduler is stepped after each batch instead.
+        patience: training ends when the validation accuracy has not risen for so many epochs; None: never.
     """
 
     optimizer: Named
@@ -59,6 +62,8 @@ class Recipe:
     augmentation: Augmentation | None
     precision: str = "float32"
     channels_last: bool = False
+    scheduler_per_batch: bool = False
+    patience: int | None = None
 
     def check(self) -> None:
         """Checks the options of optimizer, scheduler and loss against their signatures.
@@ -66,9 +71,18 @@ class Recipe:
         Raises:
             PluginError: naming what does not fit.
         """
-        for named, positional in ((self.optimizer, 1), (self.scheduler, 1), (self.loss, 0)):
+        scheduler = None if self.scheduler is None else told_total_steps(self.scheduler, 1)
+        for named, positional in ((self.optimizer, 1), (scheduler, 1), (self.loss, 0)):
             if named is not None:
                 plugins.check_options(named.name, plugins.resolve(named.name), named.options, positional=positional)
+
+
+def told_total_steps(scheduler: Named, steps: int) -> Named:
+    """The scheduler with the option `total_steps`, where it must have it and it is not set."""
+    target = plugins.resolve(scheduler.name)
+    if not plugins.needs(target, "total_steps"):
+        return scheduler
+    return Named(scheduler.name, {"total_steps": steps, **scheduler.options})
 
 
 @dataclass(frozen=True)
@@ -139,14 +153,14 @@ def fit(
         DivergedError: the loss is no longer finite.
         ModelError: the checkpoint is damaged.
     """
-    run = _Run(module, normalize, recipe, seed, purpose)
+    steps = math.ceil(int(train.valid.sum()) / recipe.batch_size)
+    run = _Run(module, normalize, recipe, seed, purpose, recipe.epochs * (steps if recipe.scheduler_per_batch else 1))
     first = run.resume(checkpoint, identity) if checkpoint is not None else 0
     saved_at = time.monotonic()
-    steps = math.ceil(len(train) / recipe.batch_size)
     bar = runtime.progress(recipe.epochs * steps, describe, "step", first * steps) if describe else None
     with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
         for epoch in range(first, recipe.epochs):
-            if is_enough is not None and run.history and is_enough(run.history[-1]):
+            if run.history and (run.is_patience_over() or (is_enough is not None and is_enough(run.history[-1]))):
                 break
             line = run.epoch(epoch, train, validation, (lambda: None) if bar is None else bar.update)
             if bar is not None:
@@ -161,10 +175,25 @@ def fit(
 
 
 def predict(
-    module: nn.Module, normalize: Normalize, examples: Examples, *, batch_size: int, recipe: Recipe | None = None
+    module: nn.Module,
+    normalize: Normalize,
+    examples: Examples,
+    *,
+    batch_size: int,
+    recipe: Recipe | None = None,
+    describe: str | None = None,
 ) -> NDArray[np.int64]:
-    """The class with the largest logit for each example that takes part, in the split's order."""
-    found = [logits.argmax(1).cpu().numpy() for logits, _ in _logits(module, normalize, examples, batch_size, recipe)]
+    """The class with the largest logit for each example that takes part, in the split's order.
+
+    `describe` is the text of a progress bar on stderr; None shows none.
+    """
+    found = []
+    bar = runtime.progress(int(examples.valid.sum()), describe) if describe else None
+    with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
+        for logits, _ in _logits(module, normalize, examples, batch_size, recipe):
+            found.append(logits.argmax(1).cpu().numpy())
+            if bar is not None:
+                bar.update(len(logits))
     return np.concatenate(found)
 
 
@@ -209,13 +238,23 @@ class _Run:
     """A training under way: what changes from epoch to epoch."""
 
     def __init__(
-        self, module: nn.Module, normalize: Normalize, recipe: Recipe, seed: int, purpose: tuple[str | int, ...]
+        self,
+        module: nn.Module,
+        normalize: Normalize,
+        recipe: Recipe,
+        seed: int,
+        purpose: tuple[str | int, ...],
+        scheduler_steps: int,
     ):
         self.module, self.normalize, self.recipe, self.seed, self.purpose = module, normalize, recipe, seed, purpose
         if recipe.channels_last:
             module.to(memory_format=torch.channels_last)
         self.optimizer: torch.optim.Optimizer = _build(recipe.optimizer, module.parameters())
-        self.scheduler = None if recipe.scheduler is None else _build(recipe.scheduler, self.optimizer)
+        self.scheduler = (
+            None
+            if recipe.scheduler is None
+            else _build(told_total_steps(recipe.scheduler, scheduler_steps), self.optimizer)
+        )
         self.loss: nn.Module = _build(recipe.loss)
         self.history: list[Epoch] = []
         self.best: State | None = None
@@ -229,7 +268,7 @@ class _Run:
             raise DivergedError(
                 f"training diverged in epoch {number + 1}: the mean loss is {train_loss}; try a smaller optimizer.lr than {rate:g}"
             )
-        if self.scheduler is not None:
+        if self.scheduler is not None and not self.recipe.scheduler_per_batch:
             self.scheduler.step()
         validation_loss, validation_accuracy = self._validate(validation)
         line = Epoch(number + 1, rate, train_loss, train_accuracy, validation_loss, validation_accuracy)
@@ -237,6 +276,11 @@ class _Run:
         if validation_accuracy > self.best_accuracy:
             self.best, self.best_epoch, self.best_accuracy = _copied(self.module), number + 1, validation_accuracy
         return line
+
+    def is_patience_over(self) -> bool:
+        """Whether the last epochs brought nothing, as many as the recipe allows."""
+        patience = self.recipe.patience
+        return patience is not None and len(self.history) - self.best_epoch >= patience
 
     def _learn(self, number: int, train: Examples, after_step: Callable[[], object]) -> tuple[float, float]:
         purpose = (*self.purpose, "epoch", number)
@@ -247,12 +291,16 @@ class _Run:
         totals = torch.zeros(2, dtype=torch.float64, device="cpu" if train.device.type == "mps" else train.device)
         self.module.train()
         for batch in train.batches(order, self.recipe.batch_size):
-            pixels = batch.pixels if draws is None else draws.apply(batch.pixels, batch.indices)
-            logits = _forward(self.module, self.normalize(pixels), self.recipe)
+            images = self.normalize(batch.pixels if draws is None else draws.apply(batch.pixels, batch.indices))
+            if draws is not None:
+                images = draws.disturb(images, batch.indices)
+            logits = _forward(self.module, images, self.recipe)
             loss = self.loss(logits, batch.labels)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
+            if self.scheduler is not None and self.recipe.scheduler_per_batch:
+                self.scheduler.step()
             right = (logits.detach().argmax(1) == batch.labels).sum()
             totals += torch.stack([loss.detach().double() * len(batch.labels), right.double()]).to(totals.device)
             after_step()
