@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from heatproof.errors import InputError, ModelError
-from heatproof.methods import attention
+from heatproof.methods import attention, transformer_lrp
 from heatproof.methods.attention import (
     HEAD_FUSIONS,
     AttentionFlow,
@@ -23,6 +23,7 @@ from heatproof.methods.attention import (
     maximum_flows,
     mixed,
 )
+from heatproof.methods.transformer_lrp import TransformerAttribution, TransformerLrp
 from tests.methods import test_properties as properties
 from tests.models import vits
 from tests.models.vits import RECTANGULAR, golden
@@ -34,6 +35,9 @@ METHODS = {
     "Chefer": Chefer,
     "LeGrad": LeGrad,
     "StopGradient": StopGradient,
+    "TransformerAttribution": TransformerAttribution,
+    "TransformerAttribution rollout": lambda model: TransformerAttribution(model, "rollout"),
+    "TransformerLrp": TransformerLrp,
 }
 FAMILIES = {
     "timm": vits.timm_tiny,
@@ -137,6 +141,19 @@ def test_published_flows_from_every_source(fusion):
             found = maximum_flows(capacities[image, :depth], np.eye(17)[token], range(17))
             expected = vectors[f"independent_flow_{fusion}"][image, place]
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@over(FAMILIES)
+def test_published_rollout_of_every_row(make):
+    vectors, product = golden("chefer_lrp"), torch.eye(17)
+    with attention.attention(model := make(), gradients=False) as record:
+        model(vectors["x"])
+        for block in record:
+            product = mixed(block.probabilities.mean(dim=1)) @ product
+    assert_near(product, vectors["rollout_rownorm"], 2e-6)
+    maps = AttentionRollout(model, discard_ratio=0).patch_maps(vectors["x"], NO_TARGETS).flatten(1)
+    expected = vectors["rollout_rownorm"][:, 0, 1:]
+    assert_near(maps, expected / expected.amax(dim=1, keepdim=True), 2e-5)
 
 
 def test_published_flow_of_the_class_token():
@@ -335,10 +352,11 @@ def test_the_callers_tensors_are_left_untouched(make, asks_for_gradients):
 def test_no_method_is_left_out():
     public = {
         name
-        for name, found in inspect.getmembers(attention, dataclasses.is_dataclass)
-        if not name.startswith("_") and found.__module__ == attention.__name__
+        for module in (attention, transformer_lrp)
+        for name, found in inspect.getmembers(module, dataclasses.is_dataclass)
+        if not name.startswith("_") and found.__module__ == module.__name__
     }
-    assert public == set(METHODS)
+    assert public == {name.split()[0] for name in METHODS}
 
 
 @over(METHODS)
@@ -361,15 +379,16 @@ def test_called_twice_or_after_an_error_it_gives_the_same_bytes_and_leaves_no_tr
     assert torch.equal(method(images, targets), first)
 
 
-@over({name: make for name, make in METHODS.items() if name != "StopGradient"})
+@over({name: make for name, make in METHODS.items() if name not in ("StopGradient", "TransformerLrp")})
 def test_a_network_without_attention_is_refused_when_the_method_is_built(make):
     with pytest.raises(ModelError, match="SmallResNet: is no vision transformer that is known"):
         make(properties.small_resnet())
 
 
-def test_stop_gradient_asks_for_attention():
-    with pytest.raises(ModelError, match="SmallResNet: calls no attention"):
-        StopGradient(properties.small_resnet())(properties.some_images(), properties.TARGETS)
+@pytest.mark.parametrize("factory", [StopGradient, TransformerLrp])
+def test_what_any_network_with_attention_will_do_for_asks_for_attention(factory):
+    with pytest.raises(ModelError, match=r"(calls no attention|no rule for 'batch_norm').*methods.gradient"):
+        factory(properties.small_resnet())(properties.some_images(), properties.TARGETS)
 
 
 @pytest.mark.parametrize("factory", [AttentionRollout, GradientRollout])

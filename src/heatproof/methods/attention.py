@@ -79,10 +79,10 @@ class AttentionRollout:
             return discarded(HEAD_FUSIONS[self.head_fusion](block.probabilities), self.discard_ratio, keep_first=True)
 
         with _running(self.model, images, targets, gradients=False) as record:
-            row = _first_row(record, lambda pool: HEAD_FUSIONS[self.head_fusion](pool.probabilities))
+            row = first_row(record, lambda pool: HEAD_FUSIONS[self.head_fusion](pool.probabilities))
             for block in reversed(record):
                 row = row @ mixed(fused(block), by_column=self.compat)
-            return _over_maximum(_patches(row, record), compat=self.compat)
+            return _over_maximum(patches(row, record), compat=self.compat)
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Maps (N, H, W), float32, in [0, 1], for `images` (N, C, H, W); `targets` (N,) make no difference."""
@@ -128,14 +128,14 @@ class GradientRollout:
             return HEAD_FUSIONS[self.head_fusion](probabilities * weights).clamp(min=0)
 
         with _running(self.model, images, targets, gradients=True) as record:
-            row = _first_row(record, lambda pool: fused(pool.probabilities, pool.gradient))
+            row = first_row(record, lambda pool: fused(pool.probabilities, pool.gradient))
             for number in reversed(range(len(record))):
                 block = record[number]
                 # The published code zips the gradients, which arrive from the last block on, with the blocks from the first.
                 weights = record[-1 - number].score_gradient if self.compat else block.gradient
                 positive = discarded(fused(block.probabilities, weights), self.discard_ratio, keep_first=False)
                 row = row @ mixed(positive, by_column=self.compat)
-            return _over_maximum(_patches(row, record), compat=self.compat)
+            return _over_maximum(patches(row, record), compat=self.compat)
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), float32, in [0, 1]."""
@@ -183,7 +183,7 @@ class AttentionFlow:
         fuse = HEAD_FUSIONS[self.head_fusion]
         with _running(self.model, images, targets, gradients=False) as record:
             capacities = torch.stack([mixed(fuse(block.probabilities)) for block in record], dim=1).cpu().double()
-            row = _first_row(record, lambda pool: fuse(pool.probabilities))[:, 0].cpu().double()
+            row = first_row(record, lambda pool: fuse(pool.probabilities))[:, 0].cpu().double()
             shape, prefix = (len(images), *record.grid), record.prefix
         pairs = list(zip(capacities.numpy(), row.numpy(), strict=True))
         sinks = range(prefix, row.shape[1])
@@ -234,10 +234,10 @@ class Chefer:
             return (block.gradient * block.probabilities).clamp_(min=0).mean(dim=1)
 
         with _running(self.model, images, targets, gradients=True) as record:
-            row = _first_row(record, positive)
+            row = first_row(record, positive)
             for block in reversed(record):
                 row = row + row @ positive(block)
-            return _patches(row, record)
+            return patches(row, record)
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), float32, >= 0."""
@@ -288,7 +288,7 @@ class LeGrad:
                 tokens = outputs[number][0] if isinstance(outputs[number], tuple) else outputs[number]
                 block = record.under(number, rows.chosen(found.head(tokens), targets))
                 relevance += block.gradient.clamp(min=0).mean(dim=(1, 2))[:, None]
-            return _patches(relevance, record)
+            return patches(relevance, record)
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), float32, in [0, 1]."""
@@ -457,7 +457,7 @@ def _running(model: nn.Module, images: Tensor, targets: Tensor, *, gradients: bo
         yield record
 
 
-def _first_row(record: Record, fused: Callable[[Block], Tensor]) -> Tensor:
+def first_row(record: Record, fused: Callable[[Block], Tensor]) -> Tensor:
     """Where the way down begins (B, 1, T): the rows that the head reads; an attention pool's own row as `fused` tells."""
     row, pool = record.readout()[:, None], record.pool
     if pool is not None:
@@ -467,7 +467,7 @@ def _first_row(record: Record, fused: Callable[[Block], Tensor]) -> Tensor:
     return row
 
 
-def _patches(row: Tensor, record: Record) -> Tensor:
+def patches(row: Tensor, record: Record) -> Tensor:
     """The patches' part of a row (B, 1, T), as a grid (B, h, w)."""
     return row[:, 0, record.prefix :].reshape(len(row), *record.grid)
 

@@ -92,25 +92,25 @@ class Lrp:
 
 
 # Rearrangements and selections: the ordinary backward pass is right, each relevance goes where its value came from.
-_MOVES = (
+MOVES = (
     frozenset({"flatten", "unflatten", "view", "view_as", "reshape", "reshape_as", "squeeze", "unsqueeze", "expand"})
     | {"permute", "transpose", "movedim", "swapaxes", "contiguous", "clone", "to", "float", "requires_grad"}
     | {"narrow", "select", "__getitem__", "chunk", "split", "unbind", "cat", "concat", "stack", "pad"}
     | {"max_pool2d", "adaptive_max_pool2d", "amax", "dropout", "dropout2d", "feature_dropout", "alpha_dropout"}
     | {"channel_shuffle", "pixel_shuffle"}
 )
-_MEANS = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "mean", "sum"})
+MEANS = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "mean", "sum"})
 _WEIGHTED = frozenset({"conv2d", "linear"})
-_SUMS = frozenset({"add", "__add__", "__iadd__", "__radd__"})
+SUMS = frozenset({"add", "__add__", "__iadd__", "__radd__"})
 # With a constant, each output has one input, which gets all of its relevance; of two activations there is no rule.
-_WITH_CONSTANT = (
-    _SUMS
+WITH_CONSTANT = (
+    SUMS
     | {"sub", "rsub", "__sub__", "__rsub__", "mul", "__mul__", "__rmul__", "div", "true_divide", "__truediv__"}
     | {"clamp", "clamp_min"}
 )
 
 
-class _Term(NamedTuple):
+class Term(NamedTuple):
     """A linear function and what it is applied to; a layer's output is thought of as a sum of such terms."""
 
     x: Tensor
@@ -126,20 +126,20 @@ class _Layer(NamedTuple):
     rule: str
     call: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-    def terms(self) -> list[_Term]:
+    def terms(self) -> list[Term]:
         """What the layer's rule shares out in proportion to."""
         x = self.x.detach()
         if self.rule == "flat":
             ones = torch.ones_like(self.weight)
-            return [_Term(torch.ones_like(x), lambda x: self.call(x, ones, None))]
+            return [Term(torch.ones_like(x), lambda x: self.call(x, ones, None))]
         if self.rule == "plus":
             up, down = self.weight.clamp(min=0), self.weight.clamp(max=0)
             bias = None if self.bias is None else self.bias.clamp(min=0)
             return [
-                _Term(x.clamp(min=0), lambda x: self.call(x, up, bias)),
-                _Term(x.clamp(max=0), lambda x: self.call(x, down, None)),
+                Term(x.clamp(min=0), lambda x: self.call(x, up, bias)),
+                Term(x.clamp(max=0), lambda x: self.call(x, down, None)),
             ]
-        return [_Term(x, lambda x: self.call(x, self.weight, self.bias))]
+        return [Term(x, lambda x: self.call(x, self.weight, self.bias))]
 
 
 class _Relevance(TorchFunctionMode):
@@ -154,22 +154,20 @@ class _Relevance(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Sees each torch function that the model calls."""
-        kwargs = kwargs or {}
-        name = str(getattr(func, "__name__", func))
-        name = name if name.startswith("__") else name.removesuffix("_")
+        kwargs, name = kwargs or {}, plain_name(func)
         attached = [i for i, value in enumerate(args) if isinstance(value, Tensor) and value.requires_grad]
         if attached == [0] and name in _WEIGHTED:
             return self._weighted(func, name, *args, **kwargs)
         if attached == [0] and name == "batch_norm":
             return self._batch_norm(func, BatchNorm(*args, **kwargs))
-        if attached == [0] and name in _MEANS:
+        if attached == [0] and name in MEANS:
             return self._mean(lambda x: func(x, *args[1:], **kwargs), args[0])
-        if attached == [0, 1] and name in _SUMS:
-            return _Sum.apply(*args[:2], lambda a, b: func(a, b, *args[2:], **kwargs), self.epsilon)
-        if len(attached) == 1 and name in ELEMENTWISE | _WITH_CONSTANT:
-            return _one_to_one(func, attached[0], args, kwargs)
+        if attached == [0, 1] and name in SUMS:
+            return Sum.apply(*args[:2], lambda a, b: func(a, b, *args[2:], **kwargs), self.epsilon)
+        if len(attached) == 1 and name in ELEMENTWISE | WITH_CONSTANT:
+            return one_to_one(func, attached[0], args, kwargs)
         output = func(*args, **kwargs)
-        if name not in _MOVES and isinstance(output, Tensor) and output.requires_grad:
+        if name not in MOVES and isinstance(output, Tensor) and output.requires_grad:
             raise ModelError(f"Lrp: has no rule for {name!r}, which the model calls; use another method for this model")
         return output
 
@@ -181,7 +179,7 @@ class _Relevance(TorchFunctionMode):
             rule = self.rules.convolution if self.convolutions else self.rules.first
             self.convolutions += 1
         layer = _Layer(x, weight, bias, rule, lambda x, w, b: func(x, w, b, *rest, **named))
-        output = _shared_out(x, lambda x: layer.call(x, weight, bias), layer.terms, self.epsilon)
+        output = shared_out(x, lambda x: layer.call(x, weight, bias), layer.terms, self.epsilon)
         self.last = output, layer
         return output
 
@@ -194,16 +192,20 @@ class _Relevance(TorchFunctionMode):
         layer = self.last[1]
         weight, bias = merged(layer.weight, layer.bias, *linear)
         terms = layer._replace(weight=weight, bias=bias).terms
-        return _shared_out(layer.x, lambda _: func(*call._replace(input=call.input.detach())), terms, self.epsilon)
+        return shared_out(layer.x, lambda _: func(*call._replace(input=call.input.detach())), terms, self.epsilon)
 
     def _mean(self, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         kept = x.detach().clone()  # legally changed in place later: its ordinary backward pass does not need it
-        return _shared_out(x, call, lambda: [_Term(kept, call)], self.epsilon)
+        return shared_out(x, call, lambda: [Term(kept, call)], self.epsilon)
 
 
-def _shared_out(
-    x: Tensor, call: Callable[[Tensor], Tensor], terms: Callable[[], list[_Term]], epsilon: float
-) -> Tensor:
+def plain_name(function: Any) -> str:
+    """The name that torch gives a function, without the underscore of the in-place form."""
+    name = str(getattr(function, "__name__", function))
+    return name if name.startswith("__") else name.removesuffix("_")
+
+
+def shared_out(x: Tensor, call: Callable[[Tensor], Tensor], terms: Callable[[], list[Term]], epsilon: float) -> Tensor:
     """`call(x)`, whose relevance is handed to x in proportion to the terms."""
 
     # The graph keeps this rule: it must not hold the mode, which holds outputs, or the two would never be freed.
@@ -212,14 +214,14 @@ def _shared_out(
         with torch.enable_grad():
             inputs = [part.x.detach().requires_grad_() for part in parts]
             outputs = [part.call(x) for part, x in zip(parts, inputs, strict=True)]
-        ratio = relevance / _away_from_zero(torch.stack(outputs).sum(dim=0).detach(), epsilon)
+        ratio = relevance / away_from_zero(torch.stack(outputs).sum(dim=0).detach(), epsilon)
         shares = torch.autograd.grad(outputs, inputs, [ratio] * len(outputs))
         return torch.stack([x.detach() * share for x, share in zip(inputs, shares, strict=True)]).sum(dim=0)
 
     return replaced(x, call, rule)
 
 
-class _Sum(torch.autograd.Function):
+class Sum(torch.autograd.Function):
     """a + b, whose relevance is shared out in proportion to a and b."""
 
     @staticmethod
@@ -229,7 +231,7 @@ class _Sum(torch.autograd.Function):
         y = call(a, b)
         if y is a:
             ctx.mark_dirty(a)
-        total = _away_from_zero(y, epsilon)
+        total = away_from_zero(y, epsilon)
         ctx.shares = before / total, (y - before) / total
         ctx.shapes = before.shape, shape_b
         return y
@@ -241,7 +243,7 @@ class _Sum(torch.autograd.Function):
         return a, b, None, None
 
 
-def _one_to_one(func: Any, position: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def one_to_one(func: Any, position: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """A function of one activation, at this position of the arguments, which gets all the relevance of the output."""
     shape = args[position].shape  # the rule must not hold x, which is the output where the function is in-place
     return replaced(
@@ -251,6 +253,6 @@ def _one_to_one(func: Any, position: int, args: tuple[Any, ...], kwargs: Mapping
     )
 
 
-def _away_from_zero(values: Tensor, epsilon: float) -> Tensor:
+def away_from_zero(values: Tensor, epsilon: float) -> Tensor:
     """The values, moved away from zero by epsilon; zero moves up."""
     return values + torch.where(values >= 0, epsilon, -epsilon)
