@@ -111,6 +111,27 @@ def test_diffmasks_rollout(make, fusion, discard):
     assert_near(maps, vectors[f"single_{fusion}_{discard}"], 2e-5)
 
 
+@pytest.mark.parametrize("fusion", HEAD_FUSIONS)
+@pytest.mark.parametrize("discard", ["0.0", "0.5", "0.9"])
+def test_diffmasks_other_rollout(fusion, discard):
+    vectors = golden("attributions", "diffmask")
+    maps = AttentionRollout(vits.diffmask_vit(), fusion, float(discard), interpolation="nearest")(
+        vectors["images"], torch.zeros(4, dtype=torch.int64)
+    )
+    assert_near(maps, vectors[f"rollout.single.{discard}.{fusion}"], 1e-5)
+
+
+def test_diffmasks_other_attention_and_chefer():
+    vectors, model = golden("attributions", "diffmask"), vits.diffmask_vit()
+    with attention.attention(model) as record:
+        predicted = model(vectors["images"]).argmax(dim=1)
+        assert_near(torch.stack([block.probabilities for block in record]), vectors["attentions"], 1e-5)
+    found = Chefer(model).patch_maps(vectors["images"], predicted).flatten(1)
+    assert_near(found, vectors["chefer.relevance_argmax"], 1e-5)
+    found = Chefer(model).patch_maps(vectors["images"], torch.ones_like(predicted)).flatten(1)
+    assert_near(found, vectors["chefer.relevance_class1"], 1e-5)
+
+
 @over(HUGGING_FACE)
 def test_diffmasks_chefer(make):
     vectors, model = golden("diffmask_chefer"), make()

@@ -13,6 +13,7 @@ from heatproof.methods.cam import (
     GuidedGradCam,
     LayerCam,
     ScoreCam,
+    activations,
     layer_grad_cam,
     to_image_size,
 )
@@ -73,6 +74,35 @@ def test_without_relu_grad_cam_keeps_what_speaks_against():
     image = torch.tensor([[[[2.0, 4.0]]]])
     assert not GradCam(model, layer="0")(image, torch.tensor([0])).any()
     assert GradCam(model, layer="0", relu=False)(image, torch.tensor([0])).tolist() == [[[-1.0, -2.0]]]
+
+
+def test_smoothed_grad_cam_is_the_first_principal_component_of_the_weighted_channels():
+    model, targets = small_resnet(), torch.tensor([1, 3])
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    values, gradients = activations(model, "conv2", images, targets)
+    maps = GradCam(model, layer="conv2", relu=False, eigen_smooth=True)(images, targets)
+    for n in range(2):
+        weighted = (gradients[n].mean(dim=(1, 2), keepdim=True) * values[n]).flatten(1).T.double().numpy()
+        centred = weighted - weighted.mean(axis=0)
+        projection = centred @ np.linalg.svd(centred)[2][0]
+        projection *= np.sign(np.corrcoef(projection, weighted.sum(axis=1))[0, 1])
+        expected = to_image_size(torch.from_numpy(projection).float().reshape(1, 8, 8), images[:1])
+        torch.testing.assert_close(maps[n : n + 1], expected, atol=1e-6 * float(expected.abs().max()), rtol=1e-4)
+
+
+def test_smoothing_over_mirror_images_makes_no_difference_between_them():
+    model, targets = small_resnet(), torch.tensor([1, 3])
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    method = GradCam(model, layer="last", aug_smooth=True)
+    maps = method(images, targets)
+    torch.testing.assert_close(method(images.flip(3), targets).flip(2), maps, rtol=0, atol=1e-5)
+    assert 0 <= maps.min() <= maps.max() <= 1
+    assert not torch.allclose(maps, GradCam(model, layer="last")(images, targets), atol=1e-2)
+
+
+def test_smoothing_over_images_leaves_no_sign():
+    with pytest.raises(InputError, match=r"GradCam: aug_smooth brings each map to .* set relu"):
+        GradCam(small_resnet(), layer="last", relu=False, aug_smooth=True)
 
 
 def test_grad_cam_plus_plus_by_hand():

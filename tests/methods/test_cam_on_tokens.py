@@ -1,5 +1,7 @@
 """Class activation maps, and methods on gradients and perturbations, on vision transformers."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -21,23 +23,111 @@ def some_images():
     return torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize(("make", "layer"), LAYERS.values(), ids=LAYERS)
-def test_diffmasks_grad_cam(make, layer):
-    vectors, model = golden("diffmask_gradcam"), make()
+over_layers = pytest.mark.parametrize(("make", "layer"), LAYERS.values(), ids=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Golden Grad-CAMs, and the images that they are of."""
+    vectors = golden("diffmask_gradcam")
     images = torch.stack([vectors[name].permute(2, 0, 1) for name in ("image_u8", "image2_u8")]) / 255
-    images = (images - 0.5) / 0.5
+    return vectors, (images - 0.5) / 0.5
+
+
+@over_layers
+def test_diffmasks_grad_cam(published, make, layer):
+    (vectors, images), model = published, make()
     targets = model(images).argmax(dim=1)
     raw = cam.layer_grad_cam(model, layer, images, targets)
     torch.testing.assert_close(raw, vectors["cam_plain_14_raw"], rtol=0, atol=5e-6)
     # The published code scales before and after enlarging, with a guard that shows where maps are small.
-    enlarged = cam.to_image_size(scaled(raw.relu()), images)
-    torch.testing.assert_close(scaled(enlarged)[:, ::7, ::7], vectors["cam_plain_every7"], rtol=0, atol=5e-6)
+    torch.testing.assert_close(enlarged(raw, images)[:, ::7, ::7], vectors["cam_plain_every7"], rtol=0, atol=5e-6)
     torch.testing.assert_close(cam.GradCam(model, layer)(images, targets), cam.to_image_size(raw.relu(), images))
+
+
+@over_layers
+def test_diffmasks_grad_cam_with_a_principal_component(published, make, layer):
+    (vectors, images), model = published, make()
+    targets = model(images).argmax(dim=1)
+    plain = cam.layer_grad_cam(model, layer, images, targets)
+    raw = cam.layer_grad_cam(model, layer, images, targets, eigen_smooth=True)
+    for found, sum_of_channels, expected in zip(raw, plain, vectors["cam_eigen_14_raw"], strict=True):
+        sign = torch.sign((found * expected).sum())  # as LAPACK gave it
+        torch.testing.assert_close(sign * found, expected, rtol=0, atol=5e-6)
+        assert torch.corrcoef(torch.stack([found, sum_of_channels]).flatten(1))[0, 1] > 0
+    maps = cam.GradCam(model, layer, eigen_smooth=True)(images, targets)
+    torch.testing.assert_close(maps, cam.to_image_size(raw.relu(), images))
+
+
+class Predicted(nn.Module):
+    """Its one logit is that of the class that it predicts: the published code explains this class in each run."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        return self.inner(images).amax(dim=1, keepdim=True)
+
+
+@over_layers
+def test_diffmasks_grad_cam_over_mirrored_and_dimmed_images(published, make, layer):
+    (vectors, images), model = published, Predicted(make()).eval()
+    maps = cam.GradCam(model, f"inner.{layer}", aug_smooth=True)(images, torch.tensor([0, 0]))
+    torch.testing.assert_close(maps[:, ::7, ::7], vectors["cam_aug_every7"], rtol=0, atol=5e-6)
+
+
+@over_layers
+def test_diffmasks_grad_cam_with_both_smoothings(published, make, layer):
+    (vectors, images), model, layer = published, Predicted(make()).eval(), f"inner.{layer}"
+    signed = both_signs(model, layer, images)
+    ours = cam.GradCam(model, layer, eigen_smooth=True, aug_smooth=True)(images, torch.tensor([0, 0]))
+    torch.testing.assert_close(signed[0].mean(dim=0), ours, rtol=0, atol=1e-6)
+    for image in range(2):
+        published_signs = [
+            signs for signs, maps in mixtures(signed[:, :, image])
+            if torch.allclose(maps[::7, ::7], vectors["cam_every7"][image], rtol=0, atol=5e-6)
+            and torch.allclose(maps[100], vectors["cam_row100"][image], rtol=0, atol=5e-6)
+        ]  # fmt: skip
+        assert len(published_signs) == 1  # and some of them are the wrong ones, which the fixed sign is for
+        assert any(published_signs[0])
+
+
+def both_signs(model, layer, images):
+    """The six runs' maps (sign, run, image, H, W) with each sign of the principal component, ours first."""
+    runs = []
+    for flipped, brightness in itertools.product((False, True), (0.9, 1.0, 1.1)):
+        seen = brightness * (images.flip(3) if flipped else images)
+        raw = cam.layer_grad_cam(model, layer, seen, torch.zeros(len(images), dtype=torch.int64), eigen_smooth=True)
+        both = torch.stack([enlarged(sign * raw, images) for sign in (1, -1)])
+        runs.append(both.flip(3) if flipped else both)
+    return torch.stack(runs, dim=1)
+
+
+def mixtures(signed):
+    """Means over the runs of maps (sign, run, H, W) under every choice of signs."""
+    for signs in itertools.product((0, 1), repeat=6):
+        yield signs, torch.stack([signed[sign, run] for run, sign in enumerate(signs)]).mean(dim=0)
+
+
+def enlarged(raw, images):
+    return scaled(cam.to_image_size(scaled(raw.relu()), images))
 
 
 def scaled(maps):
     maps = maps - maps.amin(dim=(1, 2), keepdim=True)
     return maps / (1e-7 + maps.amax(dim=(1, 2), keepdim=True))
+
+
+def test_the_other_published_grad_cam():
+    vectors, inner = golden("attributions", "diffmask"), vits.diffmask_vit()
+    layer, targets = "model.vit.layers.1.layernorm_after", inner(vectors["images"]).argmax(dim=1)
+    raw = cam.layer_grad_cam(inner, layer, vectors["images"], targets)
+    torch.testing.assert_close(enlarged(raw, vectors["images"]), vectors["grad_cam.plain"], rtol=0, atol=1e-5)
+    signed = both_signs(Predicted(inner).eval(), f"inner.{layer}", vectors["images"])
+    for image, expected in enumerate(vectors["grad_cam"]):
+        least = min(float((maps - expected).abs().max()) for _, maps in mixtures(signed[:, :, image]))
+        assert least < 1e-5
 
 
 class Patches(nn.Module):

@@ -39,6 +39,7 @@ METHODS = {
     "GradientShap": lambda model: gradient.GradientShap(model, baselines=[0.0, [1.0, 0.0, -1.0]], samples=5, stdev=0.1),
     "Lrp": lambda model: gradient.Lrp(model),
     "GradCam": lambda model: cam.GradCam(model, layer="last"),
+    "GradCam smoothed": lambda model: cam.GradCam(model, layer="last", eigen_smooth=True, aug_smooth=True),
     "GradCamPlusPlus": lambda model: cam.GradCamPlusPlus(model, layer="last"),
     "ScoreCam": lambda model: cam.ScoreCam(model, layer="last"),
     "LayerCam": lambda model: cam.LayerCam(model, layer="relu"),
@@ -101,7 +102,7 @@ def test_no_method_is_left_out():
         for name, found in inspect.getmembers(family, dataclasses.is_dataclass)
         if not name.startswith("_") and "model" in {field.name for field in dataclasses.fields(found)}
     }
-    assert public == set(METHODS)
+    assert public == {name.split()[0] for name in METHODS}
 
 
 @over(METHODS)

@@ -16,9 +16,9 @@ from heatproof.models.loading import LogitsOf
 GOLDEN = Path(__file__).parents[1] / "golden" / "vit"
 
 
-def golden(name):
+def golden(name, area="vit"):
     """An npz file of golden vectors, as torch tensors; texts stay out."""
-    arrays = np.load(GOLDEN / f"{name}.npz")
+    arrays = np.load(GOLDEN.parent / area / f"{name}.npz")
     return {key: torch.from_numpy(arrays[key]) for key in arrays if arrays[key].dtype.kind in "fiub"}
 
 
@@ -54,6 +54,17 @@ def hugging_face(name):
         transformers, "DeiTForImageClassificationWithTeacher" if kind == "DeiT" else "ViTForImageClassification"
     )
     model = builder(getattr(transformers, f"{kind}Config")(**options))
+    model.load_state_dict({_new_name(key): value for key, value in tensors.items()})
+    return LogitsOf(model).eval()
+
+
+def diffmask_vit():
+    """The network of Vision-DiffMask's golden attributions, which has the sizes of hf_vit_small."""
+    transformers = pytest.importorskip("transformers")
+    options, _ = _state("hf_vit_small_weights")
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**options))
+    data = np.load(GOLDEN.parent / "diffmask" / "attributions.npz")
+    tensors = {key.removeprefix("model."): torch.from_numpy(data[key]) for key in data if key.startswith("model.")}
     model.load_state_dict({_new_name(key): value for key, value in tensors.items()})
     return LogitsOf(model).eval()
 

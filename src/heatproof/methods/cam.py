@@ -9,6 +9,7 @@ Each class is a factory: built with a model, the name of a layer and options, ca
 legal map. What is explained is the target's logit.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from heatproof.errors import ModelError
+from heatproof.errors import InputError, ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.gradient import GuidedBackprop
 from heatproof.methods.variants import scores_of_variants
@@ -91,11 +92,31 @@ def to_image_size(maps: Tensor, images: Tensor, interpolation: str = "bilinear")
     return functional.interpolate(maps[:, None], size=size, mode=interpolation, align_corners=corners)[:, 0].float()
 
 
-def layer_grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> Tensor:
-    """Grad-CAM at the layer's own size and before the ReLU: each channel weighted by its mean gradient; (N, h, w)."""
+def layer_grad_cam(
+    model: nn.Module, layer: str, images: Tensor, targets: Tensor, *, eigen_smooth: bool = False
+) -> Tensor:
+    """Grad-CAM at the layer's own size and before the ReLU: each channel weighted by its mean gradient; (N, h, w).
+
+    With `eigen_smooth`, in place of the sum of the weighted channels, their first principal component (see `GradCam`).
+    """
     values, gradients = activations(model, layer, images, targets)
-    weights = gradients.mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
-    return (weights * values).sum(dim=1)
+    weighted = gradients.mean(dim=(2, 3), keepdim=True) * values  # (N, C, h, w)
+    plain = weighted.sum(dim=1)
+    if not eigen_smooth:
+        return plain
+    matrices = options.in_double(weighted.flatten(2).transpose(1, 2))  # (N, h * w, C)
+    projections = _first_projection(matrices - matrices.mean(dim=1, keepdim=True))
+    # Their mean is 0, so the sum of products has the sign of the correlation.
+    agreement = (projections * plain.flatten(1).to(projections)).sum(dim=1, keepdim=True)
+    maps: Tensor = torch.where(agreement >= 0, projections, -projections).to(plain)
+    return maps.reshape(plain.shape)
+
+
+def _first_projection(matrices: Tensor) -> Tensor:
+    """Matrices (N, M, C), projected on their first right singular vector: (N, M); the sign is left open."""
+    left, singular, _ = torch.linalg.svd(matrices, full_matrices=False)
+    projections: Tensor = left[:, :, 0] * singular[:, :1]
+    return projections
 
 
 @dataclass(frozen=True)
@@ -107,12 +128,19 @@ class GradCam:
         layer: name of a submodule (see the module's text), as in `model.named_modules()`.
         relu: clip at zero, as in the paper; False keeps what speaks against the target.
         interpolation: "bilinear" or "nearest", from the layer's size to the image's.
+        eigen_smooth: in place of the sum of the weighted channels, their first principal component: as a matrix (h * w, C)
+            with centred columns, projected on the first right singular vector. Its sign, which the decomposition leaves
+            open, is that of the correlation with the sum.
+        aug_smooth: the mean over the image and its mirror image, each times 0.9, 1 and 1.1 (of the normalised image), mirrored
+            back; each of the six maps is brought to [0, 1] by its minimum and maximum before and after it is enlarged. Six
+            times the time.
 
     Raises:
+        InputError: where an option is out of range, or `aug_smooth` comes without `relu`.
         ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
 
     Reference:
-        Selvaraju et al., ICCV 2017, arXiv:1610.02391, equations 1 and 2.
+        Selvaraju et al., ICCV 2017, arXiv:1610.02391, equations 1 and 2; smoothing: https://github.com/jacobgil/pytorch-grad-cam.
 
     >>> model = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # logit k: mean of channel k
     >>> image = torch.tensor([[[[8.0, 0.0]], [[0.0, 4.0]]]])
@@ -124,15 +152,36 @@ class GradCam:
     layer: str
     relu: bool = True
     interpolation: str = "bilinear"
+    eigen_smooth: bool = False
+    aug_smooth: bool = False
 
     def __post_init__(self) -> None:
         module_named(self.model, self.layer)
         options.one_of(self, "interpolation", self.interpolation, INTERPOLATIONS)
+        if self.aug_smooth and not self.relu:
+            raise InputError("GradCam: aug_smooth brings each map to [0, 1], which leaves no sign to keep; set relu")
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), float32; >= 0 with relu."""
-        maps = layer_grad_cam(self.model, self.layer, images, targets)
-        return to_image_size(maps.relu() if self.relu else maps, images, self.interpolation)
+        if not self.aug_smooth:
+            return to_image_size(self._of_layer(images, targets), images, self.interpolation)
+        rows.check_batch(images, targets)
+        maps: list[Tensor] = []
+        for flipped, brightness in itertools.product((False, True), (0.9, 1.0, 1.1)):
+            seen = brightness * (images.detach().flip(3) if flipped else images.detach())
+            found = _to_unit(to_image_size(_to_unit(self._of_layer(seen, targets)), images, self.interpolation))
+            maps.append(found.flip(2) if flipped else found)
+        return torch.stack(maps).mean(dim=0)
+
+    def _of_layer(self, images: Tensor, targets: Tensor) -> Tensor:
+        maps = layer_grad_cam(self.model, self.layer, images, targets, eigen_smooth=self.eigen_smooth)
+        return maps.relu() if self.relu else maps
+
+
+def _to_unit(maps: Tensor) -> Tensor:
+    """Maps (N, h, w), each brought to [0, 1] by its minimum and maximum; a constant map becomes 0."""
+    risen = maps - maps.amin(dim=(1, 2), keepdim=True)
+    return risen / (risen.amax(dim=(1, 2), keepdim=True) + 1e-7)  # the published guard; it shows where maps are small
 
 
 @dataclass(frozen=True)
@@ -228,8 +277,7 @@ class EigenCam:
         rows.check_batch(images, targets)
         values = _activations_only(self.model, self.layer, images)
         matrices = options.in_double(values.flatten(2).transpose(1, 2))  # (N, h * w, C)
-        left, singular, _ = torch.linalg.svd(matrices, full_matrices=False)
-        projections = left[:, :, 0] * singular[:, :1]
+        projections = _first_projection(matrices)
         signs = torch.where(projections.sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
         maps = (projections * signs).to(values).reshape(len(values), *values.shape[2:])
         return to_image_size(maps, images)
