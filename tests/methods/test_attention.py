@@ -84,22 +84,40 @@ def test_vit_explains_gradient_rollout(make, compat, name):
             assert_near(method.patch_maps(vectors["x"], targets), expected.float(), 2e-5)
 
 
+def rolled(blocks):
+    """The published functions' result for matrices (L, T, T) of fused attention: a square map."""
+    row = torch.eye(blocks.shape[1])[:1]
+    for block in reversed(blocks):
+        row = row @ mixed(block[None], by_column=True)[0]
+    side = round((blocks.shape[1] - 1) ** 0.5)
+    return (row[0, 1:] / row[0, 1:].max()).reshape(side, side)
+
+
 @pytest.mark.parametrize("ratio", ["0", "0.5", "0.9", "0.99"])
 def test_vit_explains_functions(ratio):
     vectors = golden("vit_explain_functions")
-
-    def rolled(blocks):
-        row = torch.eye(5)[:1]
-        for block in reversed(blocks):
-            row = row @ mixed(block[None], by_column=True)[0]
-        return (row[0, 1:] / row[0, 1:].max()).reshape(2, 2)
-
     for fusion, fuse in HEAD_FUSIONS.items():
         blocks = discarded(fuse(vectors["attn"]), float(ratio), keep_first=True)
         assert_near(rolled(blocks), vectors[f"rollout_{fusion}_{ratio}"], 1e-6)
     positive = (vectors["attn"] * vectors["grad"]).mean(dim=1).clamp(min=0)
     blocks = discarded(positive, float(ratio), keep_first=False)
     assert_near(rolled(blocks), vectors[f"grad_rollout_{ratio}"], 1e-6)
+
+
+@over(FAMILIES)
+def test_vit_explains_gradient_rollout_with_one_fault_after_the_other_mended(make):
+    vectors, model = golden("vit_explain_grad_rollout"), make()
+    for place, targets in classes(vectors):
+        with attention.attention(model) as record:
+            record.backward(model(vectors["x"]).gather(1, targets[:, None]))
+            blocks = list(record)
+        for name, weights in (("order", "score_gradient"), ("order_and_grad", "gradient")):
+            weighted = torch.stack([block.probabilities * getattr(block, weights) for block in blocks], dim=1)
+            positive = weighted.mean(dim=2).clamp(min=0)  # (image, block, T, T)
+            for at, ratio in enumerate(vectors["discard"].tolist()):
+                for image in range(3):
+                    found = rolled(discarded(positive[image], ratio, keep_first=False))
+                    assert_near(found, vectors[f"mask_{name}_fixed"][image, place, at], 2e-5)
 
 
 @over(HUGGING_FACE)
@@ -146,6 +164,8 @@ def test_diffmasks_chefer_enlarged():
     vectors, model = golden("diffmask_chefer"), vits.torchvision_twin("hf_vit_tiny")
     images = (vectors["image_u8"].permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
     for place, target in enumerate(vectors["classes"]):
+        relevance = Chefer(model).patch_maps(images, target[None])
+        assert_near(relevance.flatten(), vectors["big_relevance"][place], 5e-6)
         (found,) = Chefer(model)(images, target[None])
         scaled = (found - found.min()) / (found.max() - found.min())  # the published code does so at the end
         assert_near(scaled[::7, ::7], vectors["big_map_every7"][place], 5e-6)
@@ -186,6 +206,24 @@ def test_published_flow_of_the_class_token():
         found = maximum_flows(capacities[image], np.eye(17)[0], range(17))
         expected = vectors["reference_flow_cls_normalised"][image]
         np.testing.assert_allclose(found / found.sum(), expected, rtol=0, atol=1e-6)
+
+
+def test_published_rollout_of_every_depth():
+    vectors = golden("attention_flow")
+    product = torch.eye(17)
+    for block in range(3):
+        product = mixed(vectors["attn"][:, block].mean(dim=1)) @ product
+        assert_near(product, vectors["reference_joint_attention"][:, block].float(), 1e-6)
+
+
+def test_no_flow_exceeds_what_reaches_all_patches_together():
+    vectors = golden("attention_flow")
+    flows = vectors["independent_flow_mean"][:, 2, 1:]
+    capacities = torch.stack([mixed(vectors["attn"][:, block].double().mean(dim=1)) for block in range(3)], dim=1)
+    for image in range(2):
+        found = maximum_flows(capacities[image].numpy(), np.eye(17)[0], range(1, 17))
+        assert found.max() < vectors["independent_total_to_patches"][image] < found.sum()
+        np.testing.assert_allclose(found, flows[image], rtol=0, atol=1e-6)
 
 
 def test_flow_in_the_maps_is_that_of_the_blocks():

@@ -132,6 +132,23 @@ def test_published_attention(make, name):
     torch.testing.assert_close(found, vectors["attn"], rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("family", ["vit", "deit"])
+def test_gradmasks_gradients_of_queries_keys_and_values(family):
+    vectors, model = golden(f"gradmask_{family}"), vits.hugging_face(f"hf_{family}_tiny")
+    mean, std = vectors["pixel_mean_std"].float()[:, None, :, None, None]
+    images = (vectors["image_u8"].permute(2, 0, 1)[None] / 255 - mean) / std
+    with attention(model) as record:
+        logits = model(images)
+        torch.testing.assert_close(logits, vectors["logits"], rtol=0, atol=1e-5)
+        record.backward(logits[:, vectors["predicted"]])
+        for kind in ("query", "key", "value"):
+            # Published from the last block on, heads side by side.
+            found = [getattr(block, f"{kind}_gradient")[0].transpose(0, 1).flatten(1) for block in reversed(record)]
+            expected = vectors[f"raw_{kind[0]}_grad"]
+            tolerance = 1e-5 * float(expected.abs().max())
+            torch.testing.assert_close(torch.stack(found), expected, rtol=0, atol=tolerance)
+
+
 @rectangular
 def test_the_model_is_left_as_it_was_also_after_an_error(make, prefix):
     model = make().train()

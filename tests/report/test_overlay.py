@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from heatproof.errors import InputError
+from heatproof.methods.cam import to_image_size
 from heatproof.report.overlay import jet_overlay, jet_table, overlay, sheet
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "vit" / "vit_explain_overlay.npz")
@@ -21,6 +23,11 @@ def test_the_table_of_jet_is_opencv_s():
 )
 def test_the_jet_overlay_is_the_published_one(picture, values, drawn):
     np.testing.assert_array_equal(jet_overlay(GOLDEN[picture], GOLDEN[values])[:, :, ::-1], GOLDEN[drawn])
+
+
+def test_a_map_is_enlarged_as_opencv_does():
+    small, large = torch.from_numpy(GOLDEN["mask_small"])[None], torch.zeros(1, 3, *GOLDEN["mask_resized"].shape)
+    np.testing.assert_allclose(to_image_size(small, large)[0], GOLDEN["mask_resized"], rtol=0, atol=1e-6)
 
 
 def test_in_jet_a_map_is_divided_by_its_maximum_and_a_map_of_nothing_is_blue():
