@@ -213,21 +213,30 @@ def test_what_cannot_be_done_is_one_line(folder, changes, message, capsys):
     assert message in error
 
 
-def test_without_network_the_library_s_weights_are_one_line(folder, capsys, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("timm.create_model", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
-    arguments = (
-        "explain",
-        folder / "pictures" / "rgb.png",
-        "--model",
-        "timm:vit_tiny_patch16_224",
-        "--method",
-        "gradient",
-    )
-    assert heatproof(*arguments, "--out", folder / "out") == 2
-    error = capsys.readouterr().err
-    assert "its weights could not be had (OSError: no network)" in error
+@pytest.mark.parametrize(
+    ("model", "lacks"),
+    [("timm:vit_tiny_patch16_224", "weights"), ("hf:google/vit-base-patch16-224", "image processor")],
+)
+def test_without_network_the_library_s_weights_are_one_line(folder, tmp_path, capfd, monkeypatch, model, lacks):
+    asked = []
+
+    def refuse(address, timeout):
+        asked.append(address)
+        raise OSError("no route to host")
+
+    pytest.importorskip("transformers")
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr("socket.create_connection", refuse)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    picture = folder / "pictures" / "rgb.png"
+    assert heatproof("explain", picture, "--model", model, "--method", "gradient", "--out", folder / "out") == 2
+    error = capfd.readouterr().err
+    assert f"{model}: its {lacks} could not be had (huggingface.co cannot be reached: no route to host); " in error
     assert error.count("\n") == 1
+    assert asked == [("huggingface.co", 443)]  # asked once, not again and again
+    assert constants.HF_HUB_OFFLINE is False
 
 
 def test_a_library_s_model_is_given_its_library_s_pictures():

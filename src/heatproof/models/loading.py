@@ -224,7 +224,7 @@ def _from_torchvision(
         weights = get_model_weights(builder).DEFAULT
     except (ValueError, AttributeError) as error:
         raise ModelError(f"{arch}: torchvision has no weights for it; name a file in pretrained_weights") from error
-    with _fetching(arch, f"put {weights.url} into {Path(torch.hub.get_dir()) / 'checkpoints'}"):
+    with fetching(arch, f"put {weights.url} into {Path(torch.hub.get_dir()) / 'checkpoints'}"):
         module = builder(weights=weights, **arguments)
 
     def normalization() -> Normalization:
@@ -240,7 +240,7 @@ def _from_timm(blueprint: _Blueprint, library_weights: bool) -> tuple[nn.Module,
     if not timm.is_model(name):
         raise ModelError(f"{blueprint.arch}: timm has no model {name!r}{nearest(name, timm.list_models())}")
     if library_weights:
-        with _fetching(blueprint.arch, "fill the cache of the Hugging Face hub on a machine with network"):
+        with fetching(blueprint.arch, "fill the cache of the Hugging Face hub on a machine with network"):
             module = timm.create_model(name, pretrained=True, **blueprint.arguments)
         return module, lambda: Normalization(tuple(module.pretrained_cfg["mean"]), tuple(module.pretrained_cfg["std"]))
     offered = {"num_classes": blueprint.num_classes, "in_chans": blueprint.channels}
@@ -256,7 +256,7 @@ def _from_hugging_face(
     fix = "fill the cache of the Hugging Face hub on a machine with network, or give a folder as hf:FOLDER"
     classifiers = transformers.AutoModelForImageClassification
     if not library_weights:
-        with _fetching(blueprint.arch, fix, what="configuration"):
+        with fetching(blueprint.arch, fix, what="configuration"):
             config = transformers.AutoConfig.from_pretrained(name, num_labels=blueprint.num_classes)
         # What the configuration knows (sizes, depth) is set there; the rest (such as attn_implementation) is an option.
         offered = {} if blueprint.channels is None else {"num_channels": blueprint.channels}
@@ -265,12 +265,12 @@ def _from_hugging_face(
             setattr(config, key, value)
         options = {key: value for key, value in arguments.items() if key not in known}
         return _module(blueprint.arch, lambda: LogitsOf(classifiers.from_config(config, **options))), _unknown
-    with _fetching(blueprint.arch, fix):
+    with fetching(blueprint.arch, fix):
         # Only the safetensors format: the other one is a pickle.
         module = LogitsOf(classifiers.from_pretrained(name, use_safetensors=True, **arguments))
 
     def normalization() -> Normalization:
-        with _fetching(blueprint.arch, "set model.normalization", what="image processor"):
+        with fetching(blueprint.arch, "set model.normalization", what="image processor"):
             processor = transformers.AutoImageProcessor.from_pretrained(name)
             return Normalization(tuple(processor.image_mean), tuple(processor.image_std))
 
@@ -320,27 +320,42 @@ def _module(name: str, make: Callable[[], Any]) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _fetching(arch: str, fix: str, *, what: str = "weights") -> Iterator[None]:
-    try:
-        with downloads.bounded_wait(), _quiet("huggingface_hub"):
+def fetching(arch: str, fix: str, *, what: str = "weights") -> Iterator[None]:
+    """Whatever a library raises inside the block, which fetches something of a model, becomes one line.
+
+    Args:
+        arch: of the model.
+        fix: what the user can do.
+        what: is fetched.
+
+    Raises:
+        ModelError: it could not be had.
+    """
+    elsewhere = arch.startswith("torchvision.") or Path(arch.removeprefix("hf:")).is_dir()
+    hub = contextlib.nullcontext() if elsewhere else downloads.hub_or_its_cache()
+    with downloads.bounded_wait(), hub as unreachable, _quiet("huggingface_hub", "timm", "transformers"):
+        try:
             yield
-    except HeatproofError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"{arch}: its {what} could not be had ({type(error).__name__}: {reason}); {fix}") from error
+        except HeatproofError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:180]
+            if unreachable is not None and isinstance(error, OSError):  # what the cache lacks
+                reason = unreachable
+            raise ModelError(f"{arch}: its {what} could not be had ({reason}); {fix}") from error
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Errors of a library's log only: it reports each of its attempts, where our one line says it all."""
-    log = logging.getLogger(name)
-    before = log.level
-    log.setLevel(logging.ERROR)
+def _quiet(*names: str) -> Iterator[None]:
+    """Errors of libraries' logs only: they report each of their attempts, where our one line says it all."""
+    logs = [(log, log.level) for log in map(logging.getLogger, names)]
     try:
+        for log, _ in logs:
+            log.setLevel(logging.ERROR)
         yield
     finally:
-        log.setLevel(before)
+        for log, level in logs:
+            log.setLevel(level)
 
 
 def _checked(path: Path, state: Any) -> State:

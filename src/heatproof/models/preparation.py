@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from heatproof import downloads, plugins
-from heatproof.errors import ModelError
+from heatproof import plugins
+from heatproof.models.loading import fetching
 from heatproof.models.normalization import Normalization
 
 
@@ -116,15 +116,9 @@ def _hugging_face(arch: str) -> Preparation | None:
         return None
     transformers = importlib.import_module("transformers")
     name = arch.removeprefix("hf:")
-    try:
-        with downloads.bounded_wait():
-            processor = transformers.AutoImageProcessor.from_pretrained(name)
-            labels = transformers.AutoConfig.from_pretrained(name).id2label
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(
-            f"{arch}: its image processor could not be had ({reason}); give a folder that has one as hf:FOLDER"
-        ) from error
+    with fetching(arch, "give a folder that has one as hf:FOLDER", what="image processor"):
+        processor = transformers.AutoImageProcessor.from_pretrained(name)
+        labels = transformers.AutoConfig.from_pretrained(name).id2label
 
     def images(picture: Image.Image) -> Tensor:
         found: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
