@@ -9,9 +9,12 @@ from heatproof.methods.attention import AttentionRollout, Chefer, GradientRollou
 from heatproof.methods.cam import GradCam
 from heatproof.methods.gradient import Gradient, IntegratedGradients
 from heatproof.methods.gradmask import GradMask
+from heatproof.methods.lrp import Lrp
 from heatproof.methods.perturbation import Occlusion, Rise
+from heatproof.methods.transformer_lrp import TransformerAttribution, TransformerLrp
 from heatproof.models.targets import AnyOf, Difference, Output, Retargeted
 from heatproof.models.vit import ViTTiny
+from tests.methods.networks import small_resnet
 
 METHODS = {
     "gradient": lambda model: Gradient(model, absolute=False),
@@ -25,6 +28,8 @@ METHODS = {
     "legrad": lambda model: LeGrad(model),
     "stop": lambda model: StopGradient(model),
     "gradmask": lambda model: GradMask(model, masks_layer=2),
+    "attribution": lambda model: TransformerAttribution(model),
+    "transformer_lrp": lambda model: TransformerLrp(model),
 }
 
 
@@ -55,6 +60,33 @@ def test_what_is_linear_in_the_score_is_so_for_a_difference(network, images, nam
     maps = [METHODS[name](network)(images, torch.full((3,), k)) for k in (4, 1)]
     asked = METHODS[name](Retargeted(network, Difference(4, 1)))(images, torch.zeros(3, dtype=torch.int64))
     torch.testing.assert_close(asked, maps[0] - maps[1], rtol=0, atol=1e-5 * float(maps[0].abs().max()))
+
+
+@pytest.mark.parametrize("method", [Lrp, lambda model: Lrp(model, "epsilon")])
+def test_relevance_of_a_difference_is_the_difference_of_both(method):
+    model, images = small_resnet(), torch.randn(3, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+    maps = [method(model)(images, torch.full((3,), k)) for k in (3, 1)]
+    asked = method(Retargeted(model, Difference(3, 1)).eval())(images, torch.zeros(3, dtype=torch.int64))
+    torch.testing.assert_close(asked, maps[0] - maps[1], rtol=0, atol=1e-5 * float(maps[0].abs().max()))
+
+
+def test_relevance_through_a_transformer_begins_at_the_class_that_the_difference_is_for(network, images):
+    first, asked = network, Retargeted(network, Difference(4, 1)).eval()
+    zeros = torch.zeros(3, dtype=torch.int64)
+    torch.testing.assert_close(TransformerLrp(asked)(images, zeros), TransformerLrp(first)(images, zeros + 4))
+    maps = TransformerAttribution(asked)(images, zeros)
+    assert (maps > 0).any(dim=(1, 2)).all()
+    assert not torch.allclose(maps, TransformerAttribution(first)(images, zeros + 4))
+
+
+def test_a_method_s_rules_are_for_the_network_alone(network, images):
+    """Softmax is a constant for StopGradient, but not in the scalar."""
+    asked = Retargeted(network, lambda outputs: outputs.softmax(dim=1)[:, 2].log()).eval()
+    maps = StopGradient(asked)(images, torch.zeros(3, dtype=torch.int64))
+    shares = network(images).softmax(dim=1).detach()
+    each = torch.stack([StopGradient(network)(images, torch.full((3,), k)) for k in range(5)])
+    expected = each[2] - torch.einsum("nk,knhw->nhw", shares, each)
+    torch.testing.assert_close(maps, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_the_probability_of_any_is_the_sum_of_theirs(network, images):

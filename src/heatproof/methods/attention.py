@@ -27,6 +27,7 @@ from heatproof.errors import InputError, ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.cam import INTERPOLATIONS, to_image_size
 from heatproof.models.attention import Block, Record, architecture_of, attention
+from heatproof.models.targets import network_and_scalar
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in rows or models.attention
 
@@ -321,16 +322,17 @@ class StopGradient:
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), float32, signed."""
         rows.check_batch(images, targets)
+        network, scalar = network_and_scalar(self.model)
         with rows.explaining(self.model):
             inputs = rows.leaf(images)
             with _ConstantWeights() as mode:
-                logits = rows.logits_of(self.model, inputs.clone())
+                outputs = rows.logits_of(network, inputs.clone())
             if not mode.attended:
                 raise ModelError(
                     f"{type(self.model).__name__}: calls no attention, so nothing would be stopped; "
                     "methods.gradient.InputXGradient fits any network"
                 )
-            (gradients,) = torch.autograd.grad(rows.chosen(logits, targets).sum(), inputs)
+            (gradients,) = torch.autograd.grad(rows.chosen(scalar(outputs), targets).sum(), inputs)
         return (images.detach() * gradients).float().sum(dim=1)
 
 

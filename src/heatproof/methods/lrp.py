@@ -17,6 +17,7 @@ from heatproof.errors import ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.folding import BatchNorm, merged
 from heatproof.methods.rules import ELEMENTWISE, replaced
+from heatproof.models.targets import network_and_scalar
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in rows, rules, folding or variants
 
@@ -83,12 +84,15 @@ class Lrp:
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, C, H, W), float32, signed."""
         rows.check_batch(images, targets)
+        network, scalar = network_and_scalar(self.model)
         with rows.explaining(self.model):
             inputs = rows.leaf(images)
             with _Relevance(COMPOSITES[self.composite], self.epsilon):
-                logits = rows.logits_of(self.model, inputs.clone())
-            explained = rows.chosen(logits, targets)
-            return torch.autograd.grad(explained, inputs, grad_outputs=explained.detach())[0].float()
+                outputs = rows.logits_of(network, inputs.clone())
+            explained = rows.chosen(scalar(outputs), targets)
+            # Of one class, its logit; of a difference, both logits with their signs.
+            (weights,) = torch.autograd.grad(explained.sum(), outputs, retain_graph=True)
+            return torch.autograd.grad(outputs, inputs, grad_outputs=weights * outputs.detach())[0].float()
 
 
 # Rearrangements and selections: the ordinary backward pass is right, each relevance goes where its value came from.

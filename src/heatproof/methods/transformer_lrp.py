@@ -37,6 +37,7 @@ from heatproof.methods.lrp import (
 )
 from heatproof.methods.rules import ELEMENTWISE, replaced
 from heatproof.models.attention import Block, architecture_of, attention
+from heatproof.models.targets import network_and_scalar
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in rows, rules, lrp or models.attention
 
@@ -160,6 +161,9 @@ def propagated(
 ) -> Tensor:
     """Hands relevance 1 of the targets' logits down.
 
+    Of a `Retargeted` model, what begins is the gradient of its scalar at the outputs where it is positive: of a difference,
+    the first class. (Gradients of attention are those of the difference all the same.)
+
     Args:
         model: (N, C, H, W) -> (N, K) logits.
         images: (N, C, H, W).
@@ -176,11 +180,12 @@ def propagated(
     """
     wanted = torch.float64 if double and images.device.type != "mps" else torch.float32
     dtype = torch.promote_types(images.dtype, wanted)
+    network, scalar = network_and_scalar(model)
     with rows.explaining(model):
         inputs = images.detach().to(dtype)
         inputs = rows.leaf(inputs) if layers is None else inputs
         with _Relevance(visit) as mode:
-            logits = rows.logits_of(_InPrecision(model, dtype), inputs.clone())
+            outputs = rows.logits_of(_InPrecision(network, dtype), inputs.clone())
         if not mode.attended:
             raise ModelError(
                 f"{type(model).__name__}: calls no attention to explain; methods.gradient.Lrp fits convolutional networks"
@@ -188,7 +193,9 @@ def propagated(
         if layers not in (None, mode.attended):
             raise ModelError(f"{type(model).__name__}: calls attention {mode.attended} times; {layers} are known")
         start = inputs if layers is None else mode.start
-        return torch.autograd.grad(rows.chosen(logits, targets).sum(), start)[0]
+        (weights,) = torch.autograd.grad(rows.chosen(scalar(outputs), targets).sum(), outputs, retain_graph=True)
+        # With both signs the totals would cancel, and with them, where branches meet, all relevance.
+        return torch.autograd.grad(outputs, start, grad_outputs=weights.clamp(min=0))[0]
 
 
 class _InPrecision(nn.Module):

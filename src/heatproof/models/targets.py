@@ -119,6 +119,16 @@ class Retargeted(nn.Module):
         return found
 
 
+def network_and_scalar(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """What is inside a `Retargeted` and what makes logits of its outputs; any other model, and outputs as they are.
+
+    For methods with rules of their own for what a network calls: the scalar is the question and follows the ordinary ones.
+    """
+    if isinstance(model, Retargeted):
+        return model.model, model.of_outputs
+    return model, lambda outputs: outputs
+
+
 def _against_nothing(scores: Tensor) -> Tensor:
     return torch.stack([scores, torch.zeros_like(scores)], dim=1)
 
