@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     asked.overrides = [*getattr(asked, "overrides", []), *others]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # Pillow's, of what is read all the same
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         asked.command(asked)

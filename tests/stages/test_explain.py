@@ -1,6 +1,8 @@
 """explain as a user types it: any picture, any method, files that can be read, and one line where it cannot be done."""
 
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from heatproof.methods import catalogue
 from heatproof.methods.explainer import Explainer
 from heatproof.models import Normalization, load
 from heatproof.models.preparation import library_preparation
-from heatproof.models.vit import ViTTiny
+from heatproof.models.vit import Attention, ViTTiny
 from heatproof.stages.explain import settable
 from tests.end_to_end.conftest import heatproof
 
@@ -33,10 +35,13 @@ def folder(tmp_path_factory):
         "P": "palette.png",
         "RGBA": "alpha.png",
         "CMYK": "cmyk.jpg",
+        "LA": "greyalpha.png",
+        "1": "bits.png",
     }.items():
         rgb.convert(mode).save(folder / "pictures" / name)
     Image.fromarray(values[:, :, 0].astype(np.uint16) * 257).save(folder / "pictures" / "deep.tif")
     Image.fromarray(values[:1, :1]).save(folder / "pictures" / "tiny.png")
+    rgb.save(folder / "pictures" / "moving.gif", save_all=True, append_images=[Image.new("RGB", rgb.size)])
     torch.manual_seed(0)
     torch.save(ViTTiny(num_classes=4).state_dict(), folder / "vit.pt")
     (folder / "names.txt").write_text("horizontal\nvertical, upright\nfalling\nrising\n")
@@ -67,7 +72,7 @@ def test_every_kind_of_picture_is_explained_by_every_method_asked_for(folder, ca
     assert explain(folder, "--method", "intgrad", "--steps", "2", pictures="pictures") == 0
     shown = capsys.readouterr().out
     names = [path.stem for path in (folder / "pictures").iterdir()]
-    assert len(names) == 7
+    assert len(names) == 10
     for name in names:
         for method in ("gradient", "integrated-gradients"):
             values = np.load(folder / "out" / f"{name}_{method}.npy")
@@ -184,6 +189,11 @@ def test_help_tells_the_options_of_the_method_that_is_named(capsys):
         ({"pictures": "pictures/rbg.png"}, "rbg.png: no such file; did you mean 'rgb.png'?"),
         ({"pictures": "empty"}, "empty: no picture in this folder"),
         ({"pictures": "broken.png"}, "broken.png: picture cannot be read"),
+        ({"pictures": "broken.jpg"}, "broken.jpg: picture cannot be read: image file is truncated"),
+        ({"pictures": "nothing.png"}, "nothing.png: picture cannot be read: cannot identify image file"),
+        ({"pictures": "floats.tif"}, "floats.tif: picture cannot be read: mode F (32 bits a pixel)"),
+        ({"pictures": "vast.png"}, "vast.png: picture is too large: Image size (900000000 pixels) exceeds limit of"),
+        ({"pictures": "large.png"}, "large.png: picture cannot be read: image file is truncated"),
         ({"method": "gradcamm"}, "there is no method 'gradcamm'; did you mean 'grad-cam'?"),
         ({"method": "r"}, "method 'r' may be random or rise; write more of it"),
         ({"method": "grad-cam"}, "grad-cam: needs --layer"),
@@ -195,6 +205,13 @@ def test_help_tells_the_options_of_the_method_that_is_named(capsys):
         ({"arguments": ("--target", "0, 7")}, "--target 7: the model has 4 classes (0 to 3)"),
         ({"arguments": ("--target", "rising - fallling")}, "no class has this name; did you mean 'falling'?"),
         ({"arguments": ("--target", "fallling")}, "no class has this name; did you mean 'falling'?"),
+        ({"method": "rollout", "arguments": ("--discard-ratio", "1")}, "there is no method 'rollout'"),
+        ({"method": "attention-rollout", "arguments": ("--discard-ratio", "1")}, "discard_ratio 1 must lie in [0, 1)"),
+        ({"method": "gradient-rollout", "arguments": ("--discard-ratio", "-.5")}, "discard_ratio -0.5 must lie in"),
+        ({"method": "attention-flow", "arguments": ("--head-fusion", "sum")}, "head_fusion 'sum' is unknown; known: mean"),
+        ({"method": "grad-mask", "arguments": ("--masks-layer", "7")}, "masks_layer 7 does not divide the width 96; did you mean 6?"),
+        ({"method": "transformer-attribution", "arguments": ("--form", "rolout")}, "did you mean 'rollout'?"),
+        ({"method": "grad-cam", "arguments": ("--layer", "blocks.5.norm")}, "did you mean 'blocks.5.norm1'?"),
         ({"arguments": ("--weights", "nowhere.pt")}, "nowhere.pt: no such file of weights"),
         ({"arguments": ("--weights", "DEFAULT")}, "has no weights of its own; name a file with --weights FILE"),
         ({"arguments": ("--std", "0,1,1")}, "each std above 0"),
@@ -204,13 +221,61 @@ def test_help_tells_the_options_of_the_method_that_is_named(capsys):
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_one_line(folder, changes, message, capsys):
-    (folder / "empty").mkdir(exist_ok=True)
-    (folder / "broken.png").write_bytes((folder / "pictures" / "rgb.png").read_bytes()[:300])
+    broken_pictures(folder)
     assert explain(folder, *changes.get("arguments", ()), **{k: v for k, v in changes.items() if k != "arguments"}) == 2
-    error = capsys.readouterr().err
+    one_line(capsys.readouterr().err, message)
+
+
+def one_line(error, message):
     assert error.count("\n") == 1
     assert error.startswith("heatproof: ")
     assert message in error
+
+
+def broken_pictures(folder):
+    (folder / "empty").mkdir(exist_ok=True)
+    (folder / "broken.png").write_bytes((folder / "pictures" / "rgb.png").read_bytes()[:300])
+    (folder / "broken.jpg").write_bytes((folder / "pictures" / "cmyk.jpg").read_bytes()[:2000])
+    (folder / "nothing.png").write_bytes(b"")
+    Image.new("F", (4, 4)).save(folder / "floats.tif")
+    for name, side in (("vast.png", 30_000), ("large.png", 10_000)):  # headers alone: nothing of this size is made
+        (folder / name).write_bytes(png_without_pixels(side))
+
+
+def png_without_pixels(side):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+def odd_vit(num_classes: int):
+    """A transformer whose attention is of another kind."""
+
+    class Odd(Attention):
+        pass
+
+    model = ViTTiny(num_classes, depth=2)
+    model.blocks[1].attn = Odd(96, 3)
+    return model
+
+
+NO_VIT = [
+    ("torchvision.models.squeezenet1_1", "SqueezeNet: is no vision transformer that is known"),
+    ("tests.stages.test_explain.odd_vit", "attention: 'blocks.1.attn' is a tests.stages.test_explain."),
+]
+
+
+@pytest.mark.parametrize(("model", "message"), NO_VIT, ids=["squeezenet", "odd attention"])
+@pytest.mark.parametrize("method", ["attention-rollout", "chefer", "legrad", "grad-mask", "transformer-attribution"])
+def test_a_network_without_known_attention_is_told_what_fits_it(folder, model, message, method, capsys):
+    vit = ("--model", model, *VIT[2:])
+    assert explain(folder, "--weights", "random", "--out", folder / "none", method=method, vit=vit) == 2
+    error = capsys.readouterr().err
+    one_line(error, message)
+    assert "methods.cam, methods.gradient and methods.perturbation fit any network" in error
+    assert not (folder / "none").exists()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,6 @@ DAMAGED = (
     IndexError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -216,6 +215,9 @@ def _opened(path: Path, what: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
             yield picture
+    except Image.DecompressionBombError as error:
+        size = str(error).partition(",")[0]
+        raise DataError(f"{path}: {what} is too large: {size}; scale it down") from error
     except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: {what} cannot be read: {reason}; restore or remove the file") from error

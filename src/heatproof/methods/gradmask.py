@@ -122,7 +122,9 @@ class GradMask:
         """The sums (N, M, T) over groups of channels of a gradient (N, A, T, d); a group is consecutive channels of all heads."""
         channels = gradient.transpose(1, 2).flatten(2)  # (N, T, A * d)
         if channels.shape[2] % self.masks_layer:
-            raise InputError(f"GradMask: masks_layer {self.masks_layer} does not divide the width {channels.shape[2]}")
+            width, asked = channels.shape[2], self.masks_layer
+            near = min((m for m in range(1, width + 1) if width % m == 0), key=lambda m: abs(m - asked))
+            raise InputError(f"GradMask: masks_layer {asked} does not divide the width {width}; did you mean {near}?")
         grouped: Tensor = channels.unflatten(2, (self.masks_layer, -1)).sum(dim=3)
         return grouped.transpose(1, 2)
 
