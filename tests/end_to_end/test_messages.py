@@ -60,6 +60,13 @@ def method(text):
         ("method: heatproof.methods.cam.GradCam, kwargs: {laier: x}", "unknown option 'laier'; did you mean 'layer'?"),
         ("method: heatproof.methods.cam.GradCam", "option 'layer' is missing"),
         ("method: heatproof.methods.cam.GradCam, kwargs: {layer: layer3.0.relo}", "did you mean 'layer3.0.relu'?"),
+        ("method: heatproof.methods.attention.Chefer", "ResNet8: is no vision transformer that is known"),
+        ("method: heatproof.methods.gradmask.GradMask", "ResNet8: is no vision transformer that is known"),
+        ("method: heatproof.methods.transformer_lrp.TransformerLrp", "has no rule for 'batch_norm'"),
+        (
+            "method: heatproof.methods.attention.AttentionRollout, kwargs: {discard: 0.5}",
+            "did you mean 'discard_ratio'?",
+        ),
         ("method: bad_plugin.wrong_shape", "mine (bad_plugin.wrong_shape): image 0: maps of shape"),
         ("method: bad_plugin.not_a_number", "the map of image 0 holds NaN or infinity"),
     ],

@@ -1,5 +1,6 @@
 """What holds for every attribution method, checked over all of them at once."""
 
+import contextlib
 import dataclasses
 import gc
 import inspect
@@ -9,9 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from heatproof.errors import InputError
-from heatproof.methods import cam, controls, gradient, perturbation
+from heatproof import plugins
+from heatproof.errors import InputError, ModelError
+from heatproof.methods import cam, catalogue, controls, gradient, perturbation
+from heatproof.models.vit import ViTTiny
 from tests.methods.networks import small_resnet
+from tests.models import vits
 
 FAMILIES = (gradient, cam, perturbation, controls)
 
@@ -291,6 +295,65 @@ def test_wrong_batches_are_refused_by_name(make):
 def test_a_target_that_is_no_class_is_named(make):
     with pytest.raises(InputError, match=r"targets: class 4, but the model has 4 classes \(0 to 3\)"):
         explain(make(small_resnet()), some_images(), torch.tensor([0, 4, 1]), INDICES)
+
+
+OPTIONS = {
+    "layer": "blocks.0.norm1", "regions": squares, "baselines": [0.0], "window": (4, 3), "cells": 3, "samples": 6,
+    "steps": 3, "masks": 6, "masks_layer": 2,
+}  # fmt: skip
+# What asks for ReLUs, has no rule for what transformers call, or loads what a stage of its own trained.
+NOT_FOR_TRANSFORMERS = {"guided-backprop", "deconvolution", "guided-grad-cam", "lrp"}
+FOR_TRANSFORMERS = {
+    name: path
+    for name, path in catalogue.factories().items()
+    if name not in NOT_FOR_TRANSFORMERS and "checkpoint" not in catalogue.options_of(path, provided=())
+}
+
+
+def small_vit():
+    return vits.randomised(ViTTiny(4, img_size=(12, 10), patch_size=2, embed_dim=16, depth=2, num_heads=2))
+
+
+def on_a_transformer(path, model):
+    """The method of this dotted path with small numbers of whatever it counts."""
+    known = catalogue.options_of(path, provided=())
+    return plugins.resolve(path)(model, **{name: value for name, value in OPTIONS.items() if name in known})
+
+
+@pytest.mark.parametrize("path", FOR_TRANSFORMERS.values(), ids=FOR_TRANSFORMERS)
+def test_on_a_transformer_an_error_between_two_calls_leaves_no_trace_and_the_same_bytes(path):
+    model = small_vit().train()
+    model.blocks[0].eval()
+    next(model.parameters()).requires_grad_(False)
+    before, state = traces(model), {name: value.clone() for name, value in model.state_dict().items()}
+    method = on_a_transformer(path, model)
+    first = explain(method, some_images(), TARGETS, INDICES)
+    assert traces(model) == before
+    called = []
+
+    def stumble(*_):
+        called.append(1)
+        raise KeyError("stumbled")
+
+    for module in (model.patch_embed, model.blocks[1].mlp, model.head):
+        called.clear()
+        handle = module.register_forward_pre_hook(stumble)
+        with contextlib.suppress(KeyError):
+            explain(method, some_images(), TARGETS, INDICES)
+        handle.remove()
+        assert bool(called) != (type(method).__name__ in IGNORE_THE_MODEL)
+        assert traces(model) == before
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert explain(method, some_images(), TARGETS, INDICES).numpy().tobytes() == first.numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", sorted(NOT_FOR_TRANSFORMERS))
+def test_what_does_not_fit_a_transformer_says_so_and_leaves_no_trace(name):
+    model = small_vit()
+    before, method = traces(model), on_a_transformer(catalogue.factories()[name], model)
+    with pytest.raises(ModelError):
+        explain(method, some_images(), TARGETS, INDICES)
+    assert traces(model) == before
 
 
 @pytest.mark.gpu

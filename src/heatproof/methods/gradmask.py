@@ -12,7 +12,7 @@ from torch.nn import functional
 from heatproof.errors import InputError, ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.cam import INTERPOLATIONS, to_image_size
-from heatproof.models.attention import Block, attention
+from heatproof.models.attention import Block, architecture_of, attention
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in rows or models.attention
 
@@ -70,6 +70,7 @@ class GradMask:
         options.one_of(self, "interpolation", self.interpolation, INTERPOLATIONS)
         if self.compat and (self.by_coverage or self.last_block):
             raise InputError("GradMask: compat is the published form; it has neither by_coverage nor last_block")
+        architecture_of(self.model)
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), >= 0."""
@@ -90,8 +91,8 @@ class GradMask:
         kept, intact = self._kept(images, targets)
         confidence = intact[:, None].repeat(1, kept.shape[1])
         which, distinct, places = _distinct(kept)
-        found = torch.empty(len(distinct), dtype=intact.dtype, device=images.device)
         with rows.explaining(self.model), torch.no_grad():
+            found = torch.empty(len(distinct), dtype=intact.dtype, device=images.device)
             for part in _parts(len(distinct), rows.rows_of(images, self.rows_per_forward)):
                 found[part] = self._probability(images, targets, which[part], distinct[part])
         masked = places >= 0
