@@ -94,7 +94,9 @@ def test_a_gate_is_open_as_often_as_it_says():
 def test_gates_and_masked_states_are_those_of_the_published_code(depth, placeholder, aggregated):
     vectors = golden("gates")
     state = {f"gate.{k.removeprefix('ph.param.')}": v for k, v in vectors.items() if k.startswith("ph.param.")}
-    explainer = explainer_from(state | {"gate.placeholder": vectors[f"{placeholder}.param.placeholder"]}, where="golden")
+    explainer = explainer_from(
+        state | {"gate.placeholder": vectors[f"{placeholder}.param.placeholder"]}, where="golden"
+    )
     count = 5 if depth == "all" else int(depth) + 1
     hidden = list(vectors["hidden_states"])[:count]
     key = f"{placeholder}.{depth}.{aggregated}."
