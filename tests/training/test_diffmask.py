@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from heatproof.errors import InputError, ModelError
 from heatproof.models.diffmask import Explainer, masking_of
@@ -130,17 +128,6 @@ def test_alpha_stays_between_zero_and_two_hundred():
         trainer = Trainer(explainer, masking_of(model), recipe(alpha=start))
         trainer._raise_alphas(torch.zeros(4, dtype=torch.int64), torch.full((4,), divergence))
         assert float(trainer.alphas[0].detach()) == end
-
-
-@given(st.floats(-60, -1e-7))
-def test_the_logarithm_of_the_complement_is_exact_and_smooth(log_probability):
-    x = torch.tensor(log_probability, requires_grad=True)
-    value = diffmask.log_complement(x)
-    value.backward()
-    exact = float(x.detach().double())
-    expected = math.log(-math.expm1(exact)) if exact > -0.7 else math.log1p(-math.exp(exact))
-    assert float(value.detach()) == pytest.approx(expected, rel=1e-5, abs=1e-30)
-    assert float(x.grad) == pytest.approx(math.exp(exact) / math.expm1(exact), rel=1e-4, abs=1e-30)
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,7 @@ class Explainer(nn.Module):
         mul_activation: factor of what the network gives.
         add_activation: start of the logit that is added to it, learned for each gate.
         colours: length of the placeholder where pixels are masked.
+        patch: side of a patch where pixels are masked.
         no_placeholder: zeros instead of a learned placeholder.
         compat: as published: the output goes through a tanh, so that logits stay within `mul_activation` of what is added, and
             keeps torch's initial spread, so that gates start anywhere. By default there is no tanh, and the output starts
@@ -293,6 +294,7 @@ class Explainer(nn.Module):
     mul_activation: Tensor
     compat: Tensor
     form: Tensor
+    patch: Tensor
     classifier: Tensor
 
     def __init__(
@@ -305,6 +307,7 @@ class Explainer(nn.Module):
         mul_activation: float,
         add_activation: float,
         colours: int | None = None,
+        patch: int = 0,
         no_placeholder: bool = False,
         compat: bool = False,
     ):
@@ -322,6 +325,7 @@ class Explainer(nn.Module):
         self.register_buffer("mul_activation", torch.tensor(float(mul_activation)))
         self.register_buffer("compat", torch.tensor(compat))
         self.register_buffer("form", torch.tensor(FORMS.index(form)))
+        self.register_buffer("patch", torch.tensor(patch))
         self.register_buffer("classifier", torch.zeros(32, dtype=torch.uint8))
 
     @property
@@ -341,9 +345,27 @@ class Explainer(nn.Module):
         each = self.votes(hidden).log_probability_open()
         return each.cumsum(dim=2) if aggregated else each
 
-    def belongs_to(self, weights_sha256: str) -> bool:
-        """Whether it was trained for the classifier with these weights."""
-        return bytes(self.classifier.tolist()).hex() == weights_sha256
+    @property
+    def classifier_sha256(self) -> str | None:
+        """Of the weights of the classifier that it was trained for; None where it does not say."""
+        return bytes(self.classifier.tolist()).hex() if self.classifier.any() else None
+
+    def put_classifier(self, weights_sha256: str) -> None:
+        """Says for which classifier it is trained."""
+        self.classifier.copy_(torch.tensor(list(bytes.fromhex(weights_sha256))))
+
+    def check_fits(self, hidden: Sequence[Tensor]) -> None:
+        """Checks that it has a gate for each state, as wide as that.
+
+        Raises:
+            ModelError: it was trained for another classifier.
+        """
+        states, width = len(self.gate.g_hat), self.gate.layers("0")[0].weight_v.shape[1] // 2
+        if (states, width) != (len(hidden), hidden[0].shape[2]):
+            raise ModelError(
+                f"has gates for {states} states of {width} values, but the classifier has {len(hidden)} of "
+                f"{hidden[0].shape[2]}: it was trained for another one"
+            )
 
 
 OPEN_START = 0.02
@@ -366,8 +388,11 @@ def explainer_from(state: State, *, where: str) -> Explainer:
     first = weights.get("gate.g_hat.0.f.0.weight_v")
     if first is None or first.ndim != 2 or "gate.placeholder" not in weights:
         raise ModelError(f"{where}: holds no weights of DiffMask; name the file that train-diffmask made")
-    settings = {"mul_activation": torch.tensor(15.0), "compat": torch.tensor(data=True), "form": torch.tensor(0)}
-    weights = settings | {"classifier": torch.zeros(32, dtype=torch.uint8)} | weights
+    published = {
+        "mul_activation": torch.tensor(15.0), "compat": torch.tensor(data=True), "form": torch.tensor(0),
+        "patch": torch.tensor(0), "classifier": torch.zeros(32, dtype=torch.uint8),
+    }  # fmt: skip
+    weights = published | weights
     states = len([name for name in weights if name.endswith("f.0.weight_v")])
     explainer = Explainer(
         FORMS[int(weights["form"])], states, first.shape[1] // 2, hidden=first.shape[0],

@@ -91,3 +91,16 @@ class HardConcrete:
 
     def _logits(self) -> Tensor:
         return torch.logit(self.logits.sigmoid().clamp(_EDGE, 1 - _EDGE)) if self.compat else self.logits
+
+
+def log_complement(log_probability: Tensor) -> Tensor:
+    """ln(1 - p) for ln p < 0, exact at both ends.
+
+    >>> log_complement(torch.tensor([-1e-6, -30.0]))
+    tensor([-1.3816e+01, -9.3576e-14])
+    """
+    below = log_probability.clamp(max=-torch.finfo(log_probability.dtype).tiny)
+    # Each form is inexact where the other is not; the one not taken must not give infinite gradients either.
+    small = below > -math.log(2)
+    near_one = (-torch.expm1(torch.where(small, below, -1.0))).log()
+    return torch.where(small, near_one, torch.log1p(-torch.exp(torch.where(small, -1.0, below))))

@@ -35,6 +35,9 @@ class Stage:
 
 STAGES = {
     "train-cls": Stage("heatproof.stages.train_cls", "train the classifier that is explained", "train_cls"),
+    "train-diffmask": Stage(
+        "heatproof.stages.train_diffmask", "learn which patches the classifier needs, for DiffMask", "train_diffmask"
+    ),
     "extract-attribution-maps": Stage(
         "heatproof.stages.extract", "compute each attribution method's maps, once", "extract_cams"
     ),

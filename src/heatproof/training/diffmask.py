@@ -35,6 +35,7 @@ from torch.nn import functional
 from heatproof import runtime, seeding
 from heatproof.errors import HeatproofError, InputError, ModelError
 from heatproof.models.diffmask import Explainer, Masking, Pass
+from heatproof.models.hard_concrete import log_complement
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.loading import State
 from heatproof.training.classifier import Normalize, save_tensors
@@ -198,19 +199,6 @@ def divergences(intact: Tensor, masked: Tensor) -> Tensor:
     """
     target, found = intact.log_softmax(dim=1), masked.log_softmax(dim=1)
     return functional.kl_div(found, target, reduction="none", log_target=True).sum(dim=1)
-
-
-def log_complement(log_probability: Tensor) -> Tensor:
-    """ln(1 - p) for ln p < 0, exact at both ends.
-
-    >>> log_complement(torch.tensor([-1e-6, -30.0]))
-    tensor([-1.3816e+01, -9.3576e-14])
-    """
-    below = log_probability.clamp(max=-torch.finfo(log_probability.dtype).tiny)
-    # Each form is inexact where the other is not; the one not taken must not give infinite gradients either.
-    small = below > -math.log(2)
-    near_one = (-torch.expm1(torch.where(small, below, -1.0))).log()
-    return torch.where(small, near_one, torch.log1p(-torch.exp(torch.where(small, -1.0, below))))
 
 
 def fit(
