@@ -368,6 +368,42 @@ class Explainer(nn.Module):
             )
 
 
+def explainer_for(
+    masking: Masking,
+    images: Tensor,
+    *,
+    hidden: int | None,
+    mul_activation: float,
+    add_activation: float,
+    no_placeholder: bool = False,
+    compat: bool = False,
+) -> Explainer:
+    """An explainer that fits a classifier's states, with weights drawn from torch's global generator: the caller seeds it.
+
+    Args:
+        masking: of the classifier.
+        images: (B, C, H, W), normalised; one will do.
+        hidden: as for `Explainer`, and so are the others.
+        mul_activation: see there.
+        add_activation: see there.
+        no_placeholder: see there.
+        compat: see there.
+    """
+    passed = masking.intact(images)
+    return Explainer(
+        masking.form,
+        len(passed.hidden),
+        passed.hidden[0].shape[2],
+        hidden=hidden,
+        mul_activation=mul_activation,
+        add_activation=add_activation,
+        colours=images.shape[1],
+        patch=images.shape[2] // passed.grid[0] if masking.form == "pixels" else 0,
+        no_placeholder=no_placeholder,
+        compat=compat,
+    ).to(images.device)
+
+
 OPEN_START = 0.02
 """The outputs' weights start with this share of torch's initial spread."""
 

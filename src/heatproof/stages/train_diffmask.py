@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from heatproof import artefacts, config, runtime, seeding
 from heatproof.models import LoadedModel, frozen_eval
-from heatproof.models.diffmask import Explainer, Masking, PixelMasking, explainer_from, masking_of
+from heatproof.models.diffmask import Explainer, Masking, explainer_for, explainer_from, masking_of
 from heatproof.models.loading import put_weights, read_weights
 from heatproof.report.masks import mask_panels
 from heatproof.stages.run import Run, model_origin, why_stale
@@ -32,7 +32,7 @@ def run(run: Run) -> None:
     """Trains unless an explainer of the same origin is there."""
     section = config.section(run.config, "train_diffmask", config.TrainDiffmask)
     folder = run.config.outdir / "train_diffmask"
-    recipe = _recipe(section)
+    recipe = recipe_of(section)
     loaded = run.trained(section.model)
     origin = _origin(run, section, loaded)
     if _is_done(folder, origin) or run.dry_run:
@@ -84,7 +84,8 @@ def run(run: Run) -> None:
     checkpoint.unlink(missing_ok=True)
 
 
-def _recipe(section: config.TrainDiffmask) -> diffmask.Recipe:
+def recipe_of(section: config.TrainDiffmask) -> diffmask.Recipe:
+    """How the section says to train."""
     names = {field.name for field in fields(diffmask.Recipe)} - {"epochs"}
     return diffmask.Recipe(epochs=section.nb_epochs, **section.model_dump(include=names))
 
@@ -129,28 +130,24 @@ def _is_done(folder: Path, origin: dict[str, Any]) -> bool:
 def _fresh(run: Run, section: config.TrainDiffmask, loaded: LoadedModel, masking: Masking) -> Explainer:
     """An explainer with drawn weights, or those of `diffmask_checkpoint`, that fits the classifier's states."""
     pixels = run.dataset.split("train").pixels([0]).to(run.device).float() / 255
-    with frozen_eval(loaded.module):
-        passed = masking.intact(loaded.normalization(pixels))
     torch.manual_seed(seeding.derive(run.config.seed, "train-diffmask", "weights"))
-    explainer = Explainer(
-        masking.form,
-        len(passed.hidden),
-        passed.hidden[0].shape[2],
-        hidden=section.hidden,
-        mul_activation=section.mul_activation,
-        add_activation=section.add_activation,
-        colours=run.dataset.channels,
-        patch=pixels.shape[2] // passed.grid[0] if isinstance(masking, PixelMasking) else 0,
-        no_placeholder=section.no_placeholder,
-        compat=section.compat,
-    )
+    with frozen_eval(loaded.module):
+        explainer = explainer_for(
+            masking,
+            loaded.normalization(pixels),
+            hidden=section.hidden,
+            mul_activation=section.mul_activation,
+            add_activation=section.add_activation,
+            no_placeholder=section.no_placeholder,
+            compat=section.compat,
+        )
     start = section.diffmask_checkpoint
     if start is not None:
         found = explainer_from(read_weights(start), where=str(start))
         # The options of the section count, not those that the file was trained with.
         put_weights(explainer.gate, found.gate.state_dict(), where=str(start), arch="the gates of this section")
     explainer.put_classifier(loaded.weights_sha256)
-    return explainer.to(run.device)
+    return explainer
 
 
 @dataclass(frozen=True)
