@@ -42,7 +42,7 @@ def main(path: Path, *overrides: str) -> None:
         with frozen_eval(loaded.module):
             explainer = explainer_for(
                 masking,
-                loaded.normalization(run.dataset.split("train").pixels([0]).float() / 255),
+                loaded.normalization(run.dataset.split("train").pixels(range(32)).float() / 255),
                 hidden=section.hidden,
                 mul_activation=section.mul_activation,
                 add_activation=section.add_activation,

@@ -156,10 +156,14 @@ class TrainDiffmask(Section):
     eps: float = Field(
         0.1, gt=0, allow_inf_nan=False, description="tolerated KL divergence of the masked from the intact prediction"
     )
-    alpha: float = Field(20.0, ge=0, le=200, description="first value of each depth's multiplier of the divergence")
-    lr: float = Field(5.0e-3, gt=0, description="learning rate of the gates")
-    lr_placeholder: float = Field(1.0e-2, gt=0, description="learning rate of what stands for a masked patch")
-    lr_alpha: float = Field(0.3, gt=0, description="learning rate of the multipliers")
+    alpha: float = Field(2.0, ge=0, le=200, description="first value of each depth's multiplier of the divergence")
+    lr: float = Field(1.0e-2, gt=0, description="learning rate of the gates")
+    lr_placeholder: float = Field(
+        0.02, gt=0, description="learning rate of what stands for a masked patch, in units of the embeddings' spread"
+    )
+    lr_alpha: float = Field(
+        0.01, gt=0, description="share by which a multiplier changes in a step at most; compat: its learning rate"
+    )
     warmup_steps: NonNegativeInt = Field(100, description="in which the first two rates grow from 0")
     optimizer: Literal["adam", "radam", "rmsprop"] = Field("adam", description="within Lookahead")
     mul_activation: float = Field(5.0, gt=0, description="factor of the gates' outputs")

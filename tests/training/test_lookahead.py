@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from heatproof.training.diffmask import OPTIMIZERS
+from heatproof.training.diffmask import optimizer
 from heatproof.training.lookahead import Lookahead
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "diffmask" / "optim.npz"
 
 
 @pytest.mark.parametrize(
-    ("name", "optimizer", "lr", "steps", "rate"),
+    ("name", "kind", "lr", "steps", "rate"),
     [
         ("adam", "adam", 0.05, 6, 0.5),
         ("rmsprop_centered", "rmsprop", 0.02, 6, 0.5),
@@ -22,10 +22,10 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "diffmask" / "optim.npz"
         ("adam_k3_a08", "adam", 0.05, 3, 0.8),
     ],
 )
-def test_it_walks_as_the_published_one_also_where_gradients_are_missing(name, optimizer, lr, steps, rate):
+def test_it_walks_as_the_published_one_also_where_gradients_are_missing(name, kind, lr, steps, rate):
     vectors = np.load(GOLDEN)
     parameter = nn.Parameter(torch.from_numpy(vectors["p0"]).clone())
-    lookahead = Lookahead(OPTIMIZERS[optimizer]([parameter], lr=lr), steps, rate)
+    lookahead = Lookahead(optimizer(kind, [parameter], lr).optimizer, steps, rate)
     for step, gradient in enumerate(torch.from_numpy(vectors["grads"])):
         parameter.grad = None if step in (5, 11) else gradient.clone()
         lookahead.step()

@@ -295,6 +295,7 @@ class Explainer(nn.Module):
     compat: Tensor
     form: Tensor
     patch: Tensor
+    spread: Tensor
     classifier: Tensor
 
     def __init__(
@@ -326,6 +327,7 @@ class Explainer(nn.Module):
         self.register_buffer("compat", torch.tensor(compat))
         self.register_buffer("form", torch.tensor(FORMS.index(form)))
         self.register_buffer("patch", torch.tensor(patch))
+        self.register_buffer("spread", torch.tensor(1.0))
         self.register_buffer("classifier", torch.zeros(32, dtype=torch.uint8))
 
     @property
@@ -382,7 +384,8 @@ def explainer_for(
 
     Args:
         masking: of the classifier.
-        images: (B, C, H, W), normalised; one will do.
+        images: (B, C, H, W), normalised; a few, which also tell the spread of state 0 (root mean square), the unit in
+            which the placeholder learns.
         hidden: as for `Explainer`, and so are the others.
         mul_activation: see there.
         add_activation: see there.
@@ -390,7 +393,7 @@ def explainer_for(
         compat: see there.
     """
     passed = masking.intact(images)
-    return Explainer(
+    explainer = Explainer(
         masking.form,
         len(passed.hidden),
         passed.hidden[0].shape[2],
@@ -401,7 +404,10 @@ def explainer_for(
         patch=images.shape[2] // passed.grid[0] if masking.form == "pixels" else 0,
         no_placeholder=no_placeholder,
         compat=compat,
-    ).to(images.device)
+    )
+    if masking.form == "tokens":  # images are normalised, so that colours have their unit already
+        explainer.spread.copy_(passed.hidden[0].square().mean().sqrt())
+    return explainer.to(images.device)
 
 
 OPEN_START = 0.02
@@ -426,7 +432,7 @@ def explainer_from(state: State, *, where: str) -> Explainer:
         raise ModelError(f"{where}: holds no weights of DiffMask; name the file that train-diffmask made")
     published = {
         "mul_activation": torch.tensor(15.0), "compat": torch.tensor(data=True), "form": torch.tensor(0),
-        "patch": torch.tensor(0), "classifier": torch.zeros(32, dtype=torch.uint8),
+        "patch": torch.tensor(0), "spread": torch.tensor(1.0), "classifier": torch.zeros(32, dtype=torch.uint8),
     }  # fmt: skip
     weights = published | weights
     states = len([name for name in weights if name.endswith("f.0.weight_v")])

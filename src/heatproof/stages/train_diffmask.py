@@ -129,7 +129,8 @@ def _is_done(folder: Path, origin: dict[str, Any]) -> bool:
 
 def _fresh(run: Run, section: config.TrainDiffmask, loaded: LoadedModel, masking: Masking) -> Explainer:
     """An explainer with drawn weights, or those of `diffmask_checkpoint`, that fits the classifier's states."""
-    pixels = run.dataset.split("train").pixels([0]).to(run.device).float() / 255
+    split = run.dataset.split("train")
+    pixels = split.pixels(range(min(32, len(split)))).to(run.device).float() / 255
     torch.manual_seed(seeding.derive(run.config.seed, "train-diffmask", "weights"))
     with frozen_eval(loaded.module):
         explainer = explainer_for(

@@ -7,11 +7,18 @@ For each image a depth m is drawn. With o the classifier's probabilities for the
 
 so alpha_m rises while the divergence exceeds the tolerance. No labels are used.
 
-The published penalty is the mean of ln P(kept). Its slope is 1 - P(kept): an open gate feels nothing, so that patches that
-nobody needs stay open, and a closed one is pushed on for ever, past where a sample could open it again. -ln P(replaced) has
-slope P(kept) where it is one gate's: it pulls where a patch is kept, and lets go where it is replaced. With it, with gates
-that start open, with a depth for each image, and with tokens left out that are never masked, training no longer depends on its
-seed on the counting task. `compat` brings back what was published, all of it.
+Where this differs from what was published, and why (`compat` brings back the published form, all of it):
+
+- The published penalty is the mean of ln P(kept). Its slope is 1 - P(kept): an open gate feels nothing, so that patches that
+  nobody needs stay open, and a closed one is pushed on for ever, past where a sample could open it again. -ln P(replaced) has
+  slope P(kept) where it is one gate's: it pulls where a patch is kept, and lets go where it is replaced.
+- alpha_m is a price, and its right size may lie orders of magnitude from its start: it grows or shrinks by a share of itself,
+  `lr_alpha` at most, as the running mean of its depth's divergence lies above or below the tolerance. An optimizer that is
+  led by single divergences, which are mostly small and sometimes huge, goes up at once and takes thousands of steps down.
+- Early divergences are the largest; Adam's memory of squared gradients is therefore a hundred steps, not a thousand.
+- The placeholder learns in units of the spread of state 0: one that is far too small for the classifier makes every patch
+  seem needed.
+- Each image has a depth of its own, gates start open, and rows that are never masked are left out.
 
 One step is one pass over the intact images, one over the masked ones, and one backward pass. All that is drawn in step s comes
 from (seed, purpose, s), so that a checkpoint needs no generator states.
@@ -44,14 +51,26 @@ from heatproof.training.lookahead import Lookahead
 
 RESULTS_VERSION = 1
 LARGEST_ALPHA = 200.0
+SMALLEST_ALPHA = 0.01  # what changes by a share of itself could not leave zero
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "radam": torch.optim.RAdam,
-    "rmsprop": lambda groups, **options: torch.optim.RMSprop(groups, centered=True, **options),
-}
+Optimizer = Literal["adam", "radam", "rmsprop"]
+
+
+def optimizer(name: Optimizer, parameters: Any, lr: float, *, memory: float = 0.999) -> Lookahead:
+    """An optimizer by its name, within `Lookahead`.
+
+    Args:
+        name: "adam", "radam", or "rmsprop" (centred).
+        parameters: what it changes, or groups of them.
+        lr: learning rate.
+        memory: how much of the mean of squared gradients stays in a step; RMSprop has 0.99 always.
+    """
+    if name == "rmsprop":
+        return Lookahead(torch.optim.RMSprop(parameters, lr=lr, centered=True, foreach=True))
+    build = torch.optim.Adam if name == "adam" else torch.optim.RAdam
+    return Lookahead(build(parameters, lr=lr, betas=(0.9, memory), foreach=True))
 
 
 @dataclass(frozen=True)
@@ -64,13 +83,14 @@ class Recipe:
         eps: tolerance of the divergence, in nats, > 0.
         alpha: start of each depth's multiplier, in [0, 200].
         lr: learning rate of the gates.
-        lr_placeholder: learning rate of the placeholder.
-        lr_alpha: learning rate of the multipliers.
+        lr_placeholder: learning rate of the placeholder, in units of the spread of state 0.
+        lr_alpha: the largest share by which a multiplier changes in a step.
         warmup_steps: in which the first two rates grow from 0; the multipliers' is constant.
         optimizer: "adam", "radam" or "rmsprop" (centred), within `Lookahead`.
         weighted_layer_distribution: draw a depth ten times less often while its masks are small and faithful.
         patience: epochs without a better state after which training stops; None: never.
-        compat: as published: the penalty is the mean of ln P(kept), the class token's included, and a batch shares one depth.
+        compat: as published: the penalty is the mean of ln P(kept), the class token's included; a batch shares one depth; the
+            multipliers have `optimizer` too, with the rate `lr_alpha`; `lr_placeholder` is taken as it is.
 
     Raises:
         InputError: a value is out of range.
@@ -84,7 +104,7 @@ class Recipe:
     lr_placeholder: float
     lr_alpha: float
     warmup_steps: int
-    optimizer: Literal["adam", "radam", "rmsprop"] = "adam"
+    optimizer: Optimizer = "adam"
     weighted_layer_distribution: bool = False
     patience: int | None = None
     compat: bool = False
@@ -296,25 +316,28 @@ def validate(
 
 
 class Depths:
-    """How often each depth is drawn, from how well its masks do.
+    """How the masks of each depth do, and how often it is therefore drawn.
 
     A depth weighs 0.1 instead of 1 while more than 0.75 of the predictions stay and less than 0.1 of the patches are kept
     (running means of its own steps), after more than 100 steps of its own.
 
     Args:
         count: G.
+        eps: what the running mean of the divergence starts from.
     """
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, eps: float = 0.0):
         self.agreement, self.kept = torch.ones(count), torch.ones(count)
+        self.divergence = torch.full((count,), eps)
         self.steps = torch.zeros(count)
 
-    def update(self, depths: Tensor, agrees: Tensor, kept: Tensor) -> None:
-        """Takes in a step: depth, agreement and kept share of each image (B,)."""
+    def update(self, depths: Tensor, agrees: Tensor, kept: Tensor, divergence: Tensor) -> None:
+        """Takes in a step: depth, agreement, kept share and divergence of each image (B,)."""
+        new = torch.stack([agrees.float(), kept, divergence]).cpu()
         for depth in depths.unique().tolist():
-            own = depths == depth
-            for running, new in ((self.agreement, agrees.float()), (self.kept, kept)):
-                running[depth] = 0.9 * running[depth] + 0.1 * new[own].mean().cpu()
+            mean = new[:, depths.cpu() == depth].mean(dim=1)
+            for running, value in zip((self.agreement, self.kept, self.divergence), mean, strict=True):
+                running[depth] = 0.9 * running[depth] + 0.1 * value
             self.steps[depth] += 1
 
     def probabilities(self) -> Tensor:
@@ -325,11 +348,12 @@ class Depths:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The running values."""
-        return {"agreement": self.agreement, "kept": self.kept, "steps": self.steps}
+        return {"agreement": self.agreement, "kept": self.kept, "divergence": self.divergence, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes up such values."""
-        self.agreement, self.kept, self.steps = state["agreement"], state["kept"], state["steps"]
+        self.agreement, self.kept = state["agreement"].cpu(), state["kept"].cpu()
+        self.divergence, self.steps = state["divergence"].cpu(), state["steps"].cpu()
 
 
 class Trainer:
@@ -346,12 +370,13 @@ class Trainer:
         gates = len(explainer.gate.g_hat)
         device = explainer.placeholder.device
         self.alphas = [nn.Parameter(torch.tensor(float(recipe.alpha), device=device)) for _ in range(gates)]
-        build = OPTIMIZERS[recipe.optimizer]
         placeholder = [explainer.placeholder] if explainer.placeholder.requires_grad else []
         groups = [{"params": list(explainer.gate.g_hat.parameters())}, {"params": placeholder}]
-        self.weights = Lookahead(build(groups, lr=recipe.lr, foreach=True))
-        self.multipliers = Lookahead(build(self.alphas, lr=recipe.lr_alpha, foreach=True))
-        self.depths = Depths(gates)
+        self.weights = optimizer(recipe.optimizer, groups, recipe.lr, memory=0.999 if recipe.compat else 0.99)
+        self.multipliers = optimizer(recipe.optimizer, self.alphas, recipe.lr_alpha)
+        self.depths = Depths(gates, recipe.eps)
+        spread = 1.0 if recipe.compat else float(explainer.spread)
+        self.rates = (recipe.lr, recipe.lr_placeholder * spread)
         self.step_number = 0
 
     def step(self, images: Tensor, draw: Callable[[Pass], Draws]) -> Objective:
@@ -366,22 +391,28 @@ class Trainer:
         self.weights.zero_grad()
         found.loss.backward()
         warmth = min(1.0, self.step_number / max(1, self.recipe.warmup_steps))
-        self.weights.set_rates([warmth * self.recipe.lr, warmth * self.recipe.lr_placeholder])
+        self.weights.set_rates([warmth * rate for rate in self.rates])
         self.weights.step()
-        self._raise_alphas(draws.depths, found.divergence)
-        self.depths.update(draws.depths, found.agrees, found.kept)
+        self.depths.update(draws.depths, found.agrees, found.kept, found.divergence)
+        self.price(draws.depths, found.divergence)
         self.step_number += 1
         return found
 
-    def _raise_alphas(self, depths: Tensor, divergence: Tensor) -> None:
-        """Ascent: the optimizer goes down on the negative of what each depth's constraint is violated by."""
-        violation = divergence - self.recipe.eps
+    def price(self, depths: Tensor, divergence: Tensor) -> None:
+        """Ascent: the multiplier of each depth that was drawn rises where its masks diverge by more than eps, else it falls."""
         drawn = set(depths.tolist())
-        for depth, alpha in enumerate(self.alphas):
-            alpha.grad = -violation[depths == depth].sum() / len(depths) if depth in drawn else None
-        self.multipliers.step()
+        if self.recipe.compat:
+            # The optimizer goes down, so it is given the negative.
+            violation = divergence - self.recipe.eps
+            for depth, alpha in enumerate(self.alphas):
+                alpha.grad = -violation[depths == depth].sum() / len(depths) if depth in drawn else None
+            self.multipliers.step()
+        else:
+            for depth in drawn:
+                violation = (self.depths.divergence[depth] / self.recipe.eps - 1).clamp(-1, 1)
+                self.alphas[depth].data.mul_(math.exp(self.recipe.lr_alpha * float(violation)))
         for alpha in self.alphas:
-            alpha.data.clamp_(0.0, LARGEST_ALPHA)
+            alpha.data.clamp_(0.0 if self.recipe.compat else SMALLEST_ALPHA, LARGEST_ALPHA)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on."""
