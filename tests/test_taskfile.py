@@ -19,6 +19,7 @@ STAGES = {
     "demo": "configs/demo.yml",
     "train-cls": "configs/roar_cifar10_resnet8.yml",
     "evaluate-cls": "configs/roar_cifar10_resnet8.yml",
+    "train-diffmask": "configs/diffmask_planted.yml",
     "extract-attribution-maps": "configs/roar_cifar10_resnet8.yml",
     "evaluate-attribution-maps-roar": "configs/roar_cifar10_resnet8.yml",
     "roar": "configs/roar_cifar10_resnet8.yml",

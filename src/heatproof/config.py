@@ -156,6 +156,59 @@ class EvaluateCls(Section):
     batch_size: PositiveInt = 256
 
 
+# --- train_diffmask
+
+
+class TrainDiffmask(Section):
+    """train-diffmask: learn which patches the classifier needs, without labels.
+
+    Defaults are those of the corrected form. The published code has compat: true, alpha 20, lr 2e-5, lr_placeholder 1e-3,
+    lr_alpha 0.3, mul_activation 15, add_activation 8, hidden: ~ and warmup_steps 1200.
+    """
+
+    model: Model
+    form: Literal["tokens", "pixels"] | None = Field(
+        None,
+        description="tokens: patch embeddings of a vision transformer; pixels: squares of the input, for convolutional "
+        "networks, an extension of the published method; null: tokens where there are any",
+    )
+    patch: PositiveInt | None = Field(
+        None, description="pixels: side of a square; null: an eighth of the image's shorter side"
+    )
+    nb_epochs: PositiveInt = 20
+    batch_size: PositiveInt = 32
+    patience: PositiveInt | None = Field(
+        None, description="end when no epoch has been better for so many epochs; null: never"
+    )
+    eps: float = Field(
+        0.1, gt=0, allow_inf_nan=False, description="tolerated KL divergence of the masked from the intact prediction"
+    )
+    alpha: float = Field(2.0, ge=0, le=200, description="first value of each depth's multiplier of the divergence")
+    lr: float = Field(1.0e-2, gt=0, description="learning rate of the gates")
+    lr_placeholder: float = Field(
+        0.02, gt=0, description="learning rate of what stands for a masked patch, in units of the embeddings' spread"
+    )
+    lr_alpha: float = Field(
+        0.01, gt=0, description="share by which a multiplier changes in a step at most; compat: its learning rate"
+    )
+    warmup_steps: NonNegativeInt = Field(100, description="in which the first two rates grow from 0")
+    optimizer: Literal["adam", "radam", "rmsprop"] = Field("adam", description="within Lookahead")
+    mul_activation: float = Field(5.0, gt=0, description="factor of the gates' outputs")
+    add_activation: float = Field(3.0, description="first value of the logit that each gate adds")
+    hidden: PositiveInt | None = Field(64, description="width of the gates' hidden layer; null: a quarter of a state's")
+    no_placeholder: bool = Field(False, description="masked patches become zeros, not a learned vector")
+    weighted_layer_distribution: bool = Field(
+        False, description="draw depths whose masks are small and faithful ten times less often"
+    )
+    diffmask_checkpoint: Path | None = Field(None, description="start from the gates of this file")
+    compat: bool = Field(False, description="the published form, faults included")
+    sample_images: NonNegativeInt = Field(8, description="validation images whose masks TensorBoard shows")
+    pictures_every: PositiveInt = Field(1, description="epochs from one picture to the next")
+
+
+# ---
+
+
 class AttributionMethod(Section):
     """One attribution method: a factory (model, **kwargs) or a function (model, image, label, **kwargs)."""
 
@@ -476,6 +529,7 @@ class Config(Section):
     data: Data
     train_cls: Annotated[Training | None, Field(description="train-cls: the classifier that is explained")] = None
     evaluate_cls: EvaluateCls | None = None
+    train_diffmask: TrainDiffmask | None = None
     extract_cams: ExtractCams | None = None
     retrain_cls: RetrainCls | None = None
     pixel_perturbation_analysis: PixelPerturbationAnalysis | None = None

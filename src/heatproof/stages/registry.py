@@ -38,6 +38,9 @@ STAGES = {
     "evaluate-cls": Stage(
         "heatproof.stages.evaluate_cls", "say how often the classifier is right, for each class", "evaluate_cls"
     ),
+    "train-diffmask": Stage(
+        "heatproof.stages.train_diffmask", "learn which patches the classifier needs, for DiffMask", "train_diffmask"
+    ),
     "extract-attribution-maps": Stage(
         "heatproof.stages.extract", "compute each attribution method's maps, once", "extract_cams"
     ),

@@ -1,0 +1,511 @@
+"""Vision DiffMask: a small network that reads a frozen classifier's hidden states and says which patches it needs.
+
+For each patch there are G hidden states h_0, ..., h_{G-1}, from the image to the head. Gate i is a network of one hidden layer
+that takes [h_0; h_i] of a patch and gives the logit of a `HardConcrete` variable z_i. Votes multiply: up to depth m, a patch is
+kept as far as z_0 z_1 ... z_m is open, and what is not kept is replaced by a placeholder:
+
+    masked h_0 = z h_0 + (1 - z) placeholder,    z = z_0 ... z_m,    ln P(kept) = ln P(z_0 > 0) + ... + ln P(z_m > 0)
+
+Only state 0 is ever replaced. `TokenMasking` does this in a vision transformer (`models.attention` says which are known): the
+states are the patch projection's output, the tokens before each block, and those behind the last. `PixelMasking` does it in any
+convolutional network, which the published method does not: an extension of ours, in which state 0 is the pixels of a patch, the
+further states are the network's stages averaged over the patch, and the placeholder is a colour.
+
+Reference:
+    Nalmpantis et al.: "Vision DiffMask: Faithful interpretation of vision transformers with differentiable patch masking",
+    CVPR Workshops 2023, arXiv:2304.06391; De Cao et al.: "How do decisions emerge across layers in neural models?
+    Interpretation with differentiable masking", EMNLP 2020, arXiv:2004.14992.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from heatproof.errors import InputError, ModelError
+from heatproof.models.attention import Architecture, architecture_of
+from heatproof.models.hard_concrete import HardConcrete
+from heatproof.models.hooks import module_named
+from heatproof.models.loading import State, put_weights
+
+Form = Literal["tokens", "pixels"]
+FORMS: tuple[Form, ...] = ("tokens", "pixels")
+
+
+class Pass(NamedTuple):
+    """A classifier's pass over intact images: states (B, T, D) each, logits (B, K), and the grid (h, w) of patches.
+
+    There are T = h w rows, patch by patch, and one more in front, the class token's, where it was asked for.
+    """
+
+    hidden: list[Tensor]
+    logits: Tensor
+    grid: tuple[int, int]
+
+
+class Masking(Protocol):
+    """How the patches of a classifier's images are read and replaced."""
+
+    form: Form
+
+    def intact(self, images: Tensor) -> Pass:
+        """Runs the classifier on `images` (B, C, H, W), without gradients."""
+        ...
+
+    def masked(self, images: Tensor, passed: Pass, keep: Tensor, placeholder: Tensor) -> Tensor:
+        """The logits (B, K) when each patch is kept as far as `keep` (B, T) says, with gradients for it and the placeholder."""
+        ...
+
+
+def masking_of(
+    model: nn.Module, form: Form | None = None, *, patch: int | None = None, compat: bool = False
+) -> Masking:
+    """How a classifier is masked: by its tokens where it is a vision transformer that is known, else by pixels.
+
+    Args:
+        model: classifier, (N, C, H, W) -> (N, K) logits, frozen in evaluation mode while it is masked.
+        form: "tokens" or "pixels" to ask for one of them.
+        patch: side of a patch in pixels, where pixels are masked; None: an eighth of the image's shorter side.
+        compat: as published: the class token has a row of its own in front of the patches.
+
+    Raises:
+        ModelError: tokens are asked for, and the model has none that are known.
+    """
+    if form is None:
+        try:
+            architecture_of(model)
+            form = "tokens"
+        except ModelError:
+            form = "pixels"
+    if form == "tokens":
+        return TokenMasking(model, with_class_token=compat)
+    return PixelMasking(model, patch)
+
+
+class TokenMasking:
+    """Masks the patch embeddings of a vision transformer; positions and the tokens in front are never masked.
+
+    Args:
+        model: one that `models.attention.architecture_of` knows.
+        with_class_token: give the class token a row in front of the patches, as published; its value there has no effect.
+    """
+
+    form: Form = "tokens"
+
+    def __init__(self, model: nn.Module, *, with_class_token: bool = False):
+        self.model = model
+        self.architecture = architecture_of(model)
+        self.class_token = _class_token(model) if with_class_token else None
+
+    def intact(self, images: Tensor) -> Pass:
+        """Runs the classifier: states 0 (embeddings without positions), 1 to L (before each block), L + 1 (behind the last)."""
+        with torch.no_grad(), hidden_states(self.architecture) as states:
+            logits = self.model(images)
+        patches, *tokens = states
+        grid = patches.shape[2], patches.shape[3]
+        count = grid[0] * grid[1]
+        if tokens[0].shape[1] < count:
+            raise ModelError(
+                f"DiffMask: {tokens[0].shape[1]} tokens for {grid[0]} x {grid[1]} patches; "
+                "a model that drops or merges tokens has no map"
+            )
+        first = patches.flatten(2).transpose(1, 2)
+        if self.class_token is not None:
+            count += 1
+            first = torch.cat([self.class_token.detach().expand(len(first), 1, -1), first], dim=1)
+        return Pass([first, *(state[:, state.shape[1] - count :] for state in tokens)], logits, grid)
+
+    def masked(self, images: Tensor, passed: Pass, keep: Tensor, placeholder: Tensor) -> Tensor:
+        """The logits (B, K) with state 0 blended with the placeholder (1, 1, D)."""
+        keep = keep[:, :, None]
+        blended = keep * passed.hidden[0] + (1 - keep) * placeholder
+        with replaced_state(self.architecture, 0, blended):
+            logits: Tensor = self.model(images)
+        return logits
+
+
+class PixelMasking:
+    """Masks square patches of the input of a convolutional network: an extension, not in the published method.
+
+    State 0 is a patch's pixels, the others are the last output at each spatial size that the network goes through, averaged to
+    the grid of patches. All are filled up with zeros to the widest.
+
+    Args:
+        model: any classifier with stages (N, C, h, w).
+        patch: side of a patch in pixels, which divides the image's sides; None: an eighth of the shorter side.
+    """
+
+    form: Form = "pixels"
+
+    def __init__(self, model: nn.Module, patch: int | None = None):
+        self.model = model
+        self.patch = patch
+        self._stages: list[str] = []
+
+    def intact(self, images: Tensor) -> Pass:
+        """Runs the classifier: states 0 (pixels) and one for each stage, from the image to the head."""
+        side, grid = self._grid(images)
+        self._stages = self._stages or stages_of(self.model, images[:1])
+        states: list[Tensor] = []
+
+        def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
+            states.append(functional.adaptive_avg_pool2d(output, grid).flatten(2).transpose(1, 2))
+
+        with torch.no_grad(), ExitStack() as hooks:
+            for name in self._stages:
+                hooks.callback(module_named(self.model, name).register_forward_hook(keep).remove)
+            logits = self.model(images.clone())  # the first layer may work in place
+        pixels = functional.unfold(images, side, stride=side).transpose(1, 2)
+        width = max(state.shape[2] for state in (pixels, *states))
+        return Pass([functional.pad(state, (0, width - state.shape[2])) for state in (pixels, *states)], logits, grid)
+
+    def masked(self, images: Tensor, passed: Pass, keep: Tensor, placeholder: Tensor) -> Tensor:
+        """The logits (B, K) with patches blended with the placeholder, a colour (1, 1, C)."""
+        side, grid = self._grid(images)
+        shares = keep.reshape(-1, 1, *grid).repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+        logits: Tensor = self.model(shares * images + (1 - shares) * placeholder.reshape(1, -1, 1, 1))
+        return logits
+
+    def _grid(self, images: Tensor) -> tuple[int, tuple[int, int]]:
+        height, width = images.shape[2:]
+        side = self.patch or max(1, min(height, width) // 8)
+        if height % side or width % side:
+            raise InputError(f"DiffMask: patch {side} does not divide images of {height} x {width} pixels")
+        return side, (height // side, width // side)
+
+
+@contextmanager
+def hidden_states(architecture: Architecture) -> Iterator[list[Tensor]]:
+    """Records the states of a vision transformer that runs inside the block.
+
+    Yields:
+        A list that holds, after a forward pass: the patch projection's output (B, D, h, w), the tokens (B, T, D) before
+        each block, and those behind the last block, before the final norm.
+    """
+    states: list[Tensor] = []
+    first, last = architecture.projection, architecture.blocks[-1]
+
+    def begin(module: nn.Module, arguments: Any, output: Tensor) -> None:
+        states[:] = [output]
+
+    def before(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        states.append(next(iter((*arguments, *named.values()))))
+
+    def behind(module: nn.Module, arguments: Any, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as hooks:
+        hooks.callback(first.register_forward_hook(begin).remove)
+        for block in architecture.blocks:
+            hooks.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+        hooks.callback(last.register_forward_hook(behind).remove)
+        yield states
+
+
+@contextmanager
+def replaced_state(architecture: Architecture, index: int, new: Tensor) -> Iterator[None]:
+    """Gives a vision transformer that runs inside the block another state of this index.
+
+    Args:
+        architecture: where the model keeps its states.
+        index: 0 to L + 1, as in `Pass.hidden`.
+        new: (B, T, D); of state 0 the last h w rows count, the patches', and the model adds positions and class token itself.
+    """
+    blocks = architecture.blocks
+
+    def embed(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        height, width = output.shape[2:]
+        patches: Tensor = new[:, new.shape[1] - height * width :].transpose(1, 2).unflatten(2, (height, width))
+        return patches
+
+    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (new, *arguments[1:])
+
+    def leave(module: nn.Module, arguments: Any, output: Any) -> Any:
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    if index == 0:
+        handle = architecture.projection.register_forward_hook(embed)
+    elif index <= len(blocks):
+        handle = blocks[index - 1].register_forward_pre_hook(enter)
+    else:
+        handle = blocks[-1].register_forward_hook(leave)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def stages_of(model: nn.Module, images: Tensor) -> list[str]:
+    """Names of the modules that give the last output (N, C, h, w) at each spatial size, in the order of their calls.
+
+    Outputs of a single pixel are no stage: they are pooled.
+
+    Raises:
+        ModelError: where there is none.
+
+    >>> convolutions = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.Flatten())
+    >>> stages_of(convolutions, torch.zeros(1, 1, 8, 8))
+    ['1', '2']
+    """
+    last: dict[tuple[int, ...], str] = {}
+
+    def noting(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(module: nn.Module, arguments: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1:
+                last.pop(tuple(output.shape[2:]), None)
+                last[tuple(output.shape[2:])] = name
+
+        return note
+
+    with torch.no_grad(), ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if name:
+                hooks.callback(module.register_forward_hook(noting(name)).remove)
+        model(images.clone())
+    if not last:
+        raise ModelError(f"{type(model).__name__}: has neither tokens nor stages (N, C, h, w); DiffMask needs either")
+    return list(last.values())
+
+
+class Explainer(nn.Module):
+    """The gates and the placeholder; its state dict holds all that a map depends on, tensors only.
+
+    Weights are weight-normalised rows, W = g V / ||V||, under the published names (`gate.g_hat.{i}.f.0.weight_g` and so on).
+
+    Args:
+        form: "tokens" or "pixels".
+        states: G, how many hidden states there are.
+        width: D, of a state.
+        hidden: H, of the gates' hidden layer; None: D // 4.
+        mul_activation: factor of what the network gives.
+        add_activation: start of the logit that is added to it, learned for each gate.
+        colours: length of the placeholder where pixels are masked.
+        patch: side of a patch where pixels are masked.
+        no_placeholder: zeros instead of a learned placeholder.
+        compat: as published: the output goes through a tanh, so that logits stay within `mul_activation` of what is added, and
+            keeps torch's initial spread, so that gates start anywhere. By default there is no tanh, and the output starts
+            near zero: gates start open.
+    """
+
+    mul_activation: Tensor
+    compat: Tensor
+    form: Tensor
+    patch: Tensor
+    spread: Tensor
+    classifier: Tensor
+
+    def __init__(
+        self,
+        form: Form,
+        states: int,
+        width: int,
+        *,
+        hidden: int | None = None,
+        mul_activation: float,
+        add_activation: float,
+        colours: int | None = None,
+        patch: int = 0,
+        no_placeholder: bool = False,
+        compat: bool = False,
+    ):
+        super().__init__()
+        self.gate = _Gates(states, width, max(1, width // 4) if hidden is None else hidden, add_activation)
+        self.gate.placeholder = nn.Parameter(torch.zeros(1, 1, width if form == "tokens" else colours or 3))
+        if form == "tokens" and not no_placeholder:
+            nn.init.xavier_normal_(self.gate.placeholder)
+        self.gate.placeholder.requires_grad = not no_placeholder
+        if not compat:
+            for output in self.gate.layers("2"):
+                output.weight_g.data.mul_(OPEN_START)
+                output.bias.data.zero_()
+        # Settings travel with the weights: a file of tensors is all that is needed to read them.
+        self.register_buffer("mul_activation", torch.tensor(float(mul_activation)))
+        self.register_buffer("compat", torch.tensor(compat))
+        self.register_buffer("form", torch.tensor(FORMS.index(form)))
+        self.register_buffer("patch", torch.tensor(patch))
+        self.register_buffer("spread", torch.tensor(1.0))
+        self.register_buffer("classifier", torch.zeros(32, dtype=torch.uint8))
+
+    @property
+    def placeholder(self) -> Tensor:
+        """What stands for a patch that is not kept: an embedding (1, 1, D), or a colour (1, 1, C)."""
+        return self.gate.placeholder
+
+    def votes(self, hidden: Sequence[Tensor]) -> HardConcrete:
+        """The gates' distributions (B, T, g) for the first g states (B, T, D)."""
+        outputs = self.gate.outputs(hidden)
+        if self.compat:
+            outputs = outputs.tanh()
+        return HardConcrete(self.mul_activation * outputs + self.gate.added(len(hidden)), compat=bool(self.compat))
+
+    def log_kept(self, hidden: Sequence[Tensor], *, aggregated: bool = True) -> Tensor:
+        """Ln P(kept) (B, T, g): entry k is the sum over gates 0 to k, or gate k alone where not `aggregated`."""
+        each = self.votes(hidden).log_probability_open()
+        return each.cumsum(dim=2) if aggregated else each
+
+    @property
+    def classifier_sha256(self) -> str | None:
+        """Of the weights of the classifier that it was trained for; None where it does not say."""
+        return bytes(self.classifier.tolist()).hex() if self.classifier.any() else None
+
+    def put_classifier(self, weights_sha256: str) -> None:
+        """Says for which classifier it is trained."""
+        self.classifier.copy_(torch.tensor(list(bytes.fromhex(weights_sha256))))
+
+    def check_fits(self, hidden: Sequence[Tensor]) -> None:
+        """Checks that it has a gate for each state, as wide as that.
+
+        Raises:
+            ModelError: it was trained for another classifier.
+        """
+        states, width = len(self.gate.g_hat), self.gate.layers("0")[0].weight_v.shape[1] // 2
+        if (states, width) != (len(hidden), hidden[0].shape[2]):
+            raise ModelError(
+                f"has gates for {states} states of {width} values, but the classifier has {len(hidden)} of "
+                f"{hidden[0].shape[2]}: it was trained for another one"
+            )
+
+
+def explainer_for(
+    masking: Masking,
+    images: Tensor,
+    *,
+    hidden: int | None,
+    mul_activation: float,
+    add_activation: float,
+    no_placeholder: bool = False,
+    compat: bool = False,
+) -> Explainer:
+    """An explainer that fits a classifier's states, with weights drawn from torch's global generator: the caller seeds it.
+
+    Args:
+        masking: of the classifier.
+        images: (B, C, H, W), normalised; a few, which also tell the spread of state 0 (root mean square), the unit in
+            which the placeholder learns.
+        hidden: as for `Explainer`, and so are the others.
+        mul_activation: see there.
+        add_activation: see there.
+        no_placeholder: see there.
+        compat: see there.
+    """
+    passed = masking.intact(images)
+    explainer = Explainer(
+        masking.form,
+        len(passed.hidden),
+        passed.hidden[0].shape[2],
+        hidden=hidden,
+        mul_activation=mul_activation,
+        add_activation=add_activation,
+        colours=images.shape[1],
+        patch=images.shape[2] // passed.grid[0] if masking.form == "pixels" else 0,
+        no_placeholder=no_placeholder,
+        compat=compat,
+    )
+    if masking.form == "tokens":  # images are normalised, so that colours have their unit already
+        explainer.spread.copy_(passed.hidden[0].square().mean().sqrt())
+    return explainer.to(images.device)
+
+
+OPEN_START = 0.02
+"""The outputs' weights start with this share of torch's initial spread."""
+
+
+def explainer_from(state: State, *, where: str) -> Explainer:
+    """An explainer with the weights and settings of its state dict, in evaluation mode.
+
+    Where the settings are missing and the names are the published ones, the published form is meant.
+
+    Args:
+        state: names and tensors.
+        where: the file, for messages.
+
+    Raises:
+        ModelError: it is no explainer's.
+    """
+    weights = {name: value for name, value in state.items() if not name.startswith(("alpha.", "running_"))}
+    first = weights.get("gate.g_hat.0.f.0.weight_v")
+    if first is None or first.ndim != 2 or "gate.placeholder" not in weights:
+        raise ModelError(f"{where}: holds no weights of DiffMask; name the file that train-diffmask made")
+    published = {
+        "mul_activation": torch.tensor(15.0), "compat": torch.tensor(data=True), "form": torch.tensor(0),
+        "patch": torch.tensor(0), "spread": torch.tensor(1.0), "classifier": torch.zeros(32, dtype=torch.uint8),
+    }  # fmt: skip
+    weights = published | weights
+    states = len([name for name in weights if name.endswith("f.0.weight_v")])
+    explainer = Explainer(
+        FORMS[int(weights["form"])], states, first.shape[1] // 2, hidden=first.shape[0],
+        mul_activation=0.0, add_activation=0.0, colours=weights["gate.placeholder"].shape[-1],
+    )  # fmt: skip
+    put_weights(explainer, weights, where=where, arch="DiffMask")
+    return explainer.eval().requires_grad_(requires_grad=False)
+
+
+class _Linear(nn.Module):
+    """A weight-normalised linear layer's parameters, as torch draws them; they are applied for all gates at once."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        drawn = nn.Linear(inputs, outputs)
+        self.weight_g = nn.Parameter(drawn.weight.detach().norm(dim=1, keepdim=True))
+        self.weight_v = nn.Parameter(drawn.weight.detach().clone())
+        self.bias = nn.Parameter(drawn.bias.detach().clone())
+
+
+class _Gate(nn.Module):
+    def __init__(self, width: int, hidden: int, add_activation: float):
+        super().__init__()
+        self.f = nn.ModuleDict({"0": _Linear(2 * width, hidden), "2": _Linear(hidden, 1)})
+        self.add_activation = nn.Parameter(torch.tensor(float(add_activation)))
+
+
+class _Gates(nn.Module):
+    placeholder: nn.Parameter
+
+    def __init__(self, states: int, width: int, hidden: int, add_activation: float):
+        super().__init__()
+        self.g_hat = nn.ModuleList(_Gate(width, hidden, add_activation) for _ in range(states))
+
+    def layers(self, key: str) -> list[Any]:
+        """The first ("0") or second ("2") layer of each gate."""
+        gates: Any = self.g_hat
+        return [gate.f[key] for gate in gates]
+
+    def added(self, count: int) -> Tensor:
+        """What is added to the logits of the first gates, (g,)."""
+        gates: Any = self.g_hat
+        return torch.stack([gate.add_activation for gate in gates[:count]])
+
+    def outputs(self, states: Sequence[Tensor]) -> Tensor:
+        """What the networks of the first g gates give for g states (B, T, D): (B, T, g)."""
+        weights, biases = _stacked(self.layers("0")[: len(states)])  # (g, H, 2D), (g, H)
+        for_first, for_own = weights.chunk(2, dim=2)
+        B, T, D = states[0].shape
+        # All gates see h_0: one product of the rows with all their weights. Then one batched product, a gate each.
+        shared = functional.linear(states[0].reshape(B * T, D), for_first.flatten(0, 1), biases.flatten())
+        own = torch.stack([state.reshape(B * T, D) for state in states])
+        shared = shared.unflatten(1, (len(states), -1)).transpose(0, 1)
+        active = torch.baddbmm(shared, own, for_own.transpose(1, 2)).tanh()  # (g, B T, H)
+        weights, biases = _stacked(self.layers("2")[: len(states)])
+        outputs: Tensor = torch.baddbmm(biases[:, None], active, weights.transpose(1, 2))  # (g, B T, 1)
+        return outputs[:, :, 0].T.reshape(B, T, -1)
+
+
+def _stacked(layers: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Weights (g, outputs, inputs) and biases (g, outputs) of g layers."""
+    directions = torch.stack([layer.weight_v for layer in layers])
+    lengths = torch.stack([layer.weight_g for layer in layers])
+    return directions * (lengths / directions.norm(dim=2, keepdim=True)), torch.stack([layer.bias for layer in layers])
+
+
+def _class_token(model: nn.Module) -> Tensor:
+    """The learned class token of a model, (1, 1, D)."""
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] in ("cls_token", "class_token"):
+            return parameter
+    raise ModelError(
+        f"{type(model).__name__}: has no class token, which DiffMask's published form reads; set compat: false"
+    )
