@@ -20,6 +20,7 @@ STAGES = {
     "train-cls": "configs/roar_cifar10_resnet8.yml",
     "evaluate-cls": "configs/roar_cifar10_resnet8.yml",
     "train-diffmask": "configs/diffmask_planted.yml",
+    "train-masker": "configs/masker_planted.yml",
     "extract-attribution-maps": "configs/roar_cifar10_resnet8.yml",
     "evaluate-attribution-maps-roar": "configs/roar_cifar10_resnet8.yml",
     "roar": "configs/roar_cifar10_resnet8.yml",

@@ -204,6 +204,26 @@ def _import_maps(asked: argparse.Namespace) -> None:
     maps.import_maps(Run(settings), asked.source, method=asked.method, split=asked.split)
 
 
+def _add_import_masker(tool: argparse.ArgumentParser) -> None:
+    tool.epilog = """\
+Writes FOLDER/masker.pth, for the method heatproof.methods.masker.Masker, and FOLDER/classifier.pth, the classifier that it reads,
+to be explained with it (model: {arch: torchvision.models.resnet50, pretrained_weights: FOLDER/classifier.pth})."""
+    tool.add_argument(
+        "file", type=Path, metavar="FILE", help="checkpoint of the published code, such as fix.chk or ca.chk"
+    )
+    tool.add_argument("target", type=Path, metavar="FOLDER", help="where the files go")
+    tool.add_argument("--arch", metavar="ARCH", help="its classifier; default: torchvision.models.resnet50")
+    tool.add_argument("--taps", nargs="+", metavar="LAYER", help="its layers that indices 0, 1, ... stand for")
+    tool.set_defaults(command=_import_masker)
+
+
+def _import_masker(asked: argparse.Namespace) -> None:
+    from heatproof.stages import masker_import
+
+    given = {name: value for name, value in (("arch", asked.arch), ("taps", asked.taps)) if value is not None}
+    masker_import.import_masker(asked.file, asked.target, **given)
+
+
 def _add_export(tool: argparse.ArgumentParser) -> None:
     tool.add_argument("file", type=Path, metavar="FILE", help="complete attribution file (.h5)")
     tool.add_argument("target", type=Path, metavar="TARGET", help="file, or folder for --virelay")
@@ -409,6 +429,7 @@ TOOLS: dict[str, tuple[Callable[[_Parser], None], str]] = {
     "prepare-data": (_add_prepare, "list a tree's pictures, labels and boxes, as trained maskers read them"),
     "inspect": (_add_inspect, "say what an attribution file is, how far it got, and whether it is whole"),
     "import-maps": (_add_import, "make an attribution file of maps that were computed elsewhere"),
+    "import-masker": (_add_import_masker, "make a masker of a checkpoint of the published code"),
     "export": (_add_export, "give an attribution file away in another form"),
     "schema": (_add_schema, "print the JSON schema of configuration files, for editors"),
 }

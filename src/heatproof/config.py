@@ -30,6 +30,12 @@ def _distinct(values: Sequence[Any]) -> Sequence[Any]:
     return values
 
 
+def _ascending(values: tuple[float, float]) -> tuple[float, float]:
+    if values[0] > values[1]:
+        raise ValueError("the least must come first")
+    return values
+
+
 def _percentile(value: float) -> float:
     if not 0 <= value <= 100:
         raise ValueError("must lie between 0 and 100")
@@ -204,6 +210,130 @@ class TrainDiffmask(Section):
     compat: bool = Field(False, description="the published form, faults included")
     sample_images: NonNegativeInt = Field(8, description="validation images whose masks TensorBoard shows")
     pictures_every: PositiveInt = Field(1, description="epochs from one picture to the next")
+
+
+# --- train_masker
+
+
+class MaskPrior(Section):
+    """kldivergence: uncertainty of the masked image as nearness to a prior over classes."""
+
+    kl: Literal["forward", "backward"] = Field("forward", description="-sum(prior ln q), or sum(q (ln q - ln prior))")
+    compare: Literal["subtract", "divide"] = Field(
+        "subtract", description="the answer is the largest of q - prior, or q / prior"
+    )
+    class_weights: list[Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="one for each class; the prior is their inverse, normalised; null: a uniform prior"
+    )
+    only_right: bool = Field(False, description="images that are wrong when clean count as zero")
+    weigh_classes: bool = Field(False, description="each image counts times the weight of its label")
+    always_small: bool = Field(False, description="every mask pays for its area, instead of rewards for some")
+    nothing_class: NonNegativeInt | None = Field(None, description="label of images without an object")
+    nothing_weight: float = Field(1.0, description="factor of lambda_r for those")
+
+
+class MaskTerm(Section):
+    """One of the two terms of the masker's loss."""
+
+    criterion: Literal["crossentropy", "kldivergence", "none"] = Field(
+        "crossentropy", description="none leaves the term out; kldivergence: see prior"
+    )
+    direction: Literal["maximize", "minimize"] = "maximize"
+    weight: float = Field(1.0, gt=0)
+    lambda_tv: float = Field(
+        0.001, ge=0, description="price of rough masks, summed over pixels; published at 224 x 224, and in both terms"
+    )
+    prior: MaskPrior = MaskPrior()
+
+
+class MaskInTerm(MaskTerm):
+    """The term of the image masked in."""
+
+    objective: Literal["classification", "entropy"] = "classification"
+    lambda_r: float = Field(1.0, ge=0, description="reward for small masks that do their work")
+
+
+class MaskOutTerm(MaskTerm):
+    """The term of the image masked out."""
+
+    objective: Literal["classification", "entropy"] = "entropy"
+    lambda_r: float | None = Field(
+        None, ge=0, description="reward for small masks that do their work; null: as published, 10 with fix, 15 with ca"
+    )
+
+
+MaskerFormName = Literal["fix", "ca"]
+
+
+class TrainMasker(Section):
+    """train-masker: a network that says in one pass which pixels count. The defaults are the published ones."""
+
+    model: Model
+    form: Annotated[list[MaskerFormName], BeforeValidator(_as_list), AfterValidator(_distinct), Field(min_length=1)] = (
+        Field(
+            default=["fix"],
+            description="fix: the classifier stays as it is; ca: it is trained beside the masker, as its adversary",
+        )
+    )
+    target: Literal["label", "predicted"] = Field(
+        "label", description="the class that masked images are to keep or lose; predicted: the classifier's own answer"
+    )
+    permuted_labels: bool = Field(
+        False, description="also a masker of each form on permuted labels, for the data randomisation test"
+    )
+    taps: Annotated[list[str], AfterValidator(_distinct), Field(min_length=1)] = Field(
+        description="layers of the classifier that the masker reads, as in named_modules()"
+    )
+    width: PositiveInt = Field(64, description="channels for each tap")
+    mask_stride: PositiveInt = Field(4, description="pixels of the image for one cell of the mask, along each axis")
+    upsample: Literal["nearest", "bilinear"] = "nearest"
+    takes_area: bool = Field(
+        False, description="the masker is told which share of the image to keep (use_p of the method)"
+    )
+    areas: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]], AfterValidator(_ascending)
+    ] = Field((0.25, 0.75), description="takes_area: least and largest share that training draws")
+    area_distance: Literal["l1", "l2"] = "l1"
+    takes_class: bool = Field(False, description="the masker is told the class")
+    gumbel: Literal["hard", "soft", "sigmoid", "logits"] | None = Field(
+        None, description="head with binary Gumbel noise"
+    )
+    temperature: float = Field(0.1, gt=0, description="of the Gumbel noise")
+    mask_in: MaskInTerm = MaskInTerm()
+    mask_out: MaskOutTerm = MaskOutTerm()
+    nb_epochs: PositiveInt = 60
+    batch_size: PositiveInt = 72
+    share: float = Field(
+        0.2,
+        gt=0,
+        description="of the training images in one epoch, drawn anew for each; above 1, several passes make one",
+    )
+    masker_lr: float = Field(1e-3, gt=0, description="of Adam")
+    classifier_lr: float = Field(1e-3, gt=0, description="ca: of SGD")
+    lr_decay_epochs: NonNegativeInt = Field(20, description="epochs after which both rates fall to a tenth; 0: never")
+    momentum: float = Field(0.9, ge=0, lt=1, description="ca: of SGD")
+    weight_decay: float = Field(1e-4, ge=0)
+    historic: Literal["consulted", "as_published"] = Field(
+        "consulted",
+        description="ca: earlier classifiers judge some steps; as_published: they are drawn, but the live one judges",
+    )
+    historic_probability: float = Field(
+        0.5, ge=0, le=1, description="ca: share of the steps that earlier classifiers judge"
+    )
+    zoo_every: PositiveInt = Field(100, description="ca: steps between two copies of the classifier")
+    zoo_size: PositiveInt = Field(30, description="ca: how many copies are kept")
+    infiller: Plugin | None = Field(
+        None,
+        description="what fills removed places in training: an object with generate(images, hole); null: the mean colour",
+    )
+    infill: Annotated[list[Literal["in", "out"]], BeforeValidator(_as_list), AfterValidator(_distinct)] = Field(
+        default=["in", "out"], description="the terms whose images the infiller fills"
+    )
+    augmentation: Augmentation = Augmentation()
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: autocast of classifier and masker"
+    )
+    pictures: NonNegativeInt = Field(8, description="validation images in the sheet of masks")
 
 
 # ---
@@ -530,6 +660,7 @@ class Config(Section):
     train_cls: Annotated[Training | None, Field(description="train-cls: the classifier that is explained")] = None
     evaluate_cls: EvaluateCls | None = None
     train_diffmask: TrainDiffmask | None = None
+    train_masker: TrainMasker | None = None
     extract_cams: ExtractCams | None = None
     retrain_cls: RetrainCls | None = None
     pixel_perturbation_analysis: PixelPerturbationAnalysis | None = None

@@ -181,7 +181,7 @@ def test_a_misspelt_layer_names_the_nearest_when_the_method_is_built(method):
 
 @pytest.mark.parametrize("method", CAMS)
 def test_a_layer_without_a_place_for_each_value_is_told(method):
-    with pytest.raises(ModelError, match=r"layer 'fc': gives \(1, 4\); a CAM needs a layer with \(N, C, h, w\)"):
+    with pytest.raises(ModelError, match=r"layer 'fc': gives \(1, 4\); a map needs a layer with \(N, C, h, w\)"):
         method(small_resnet(), layer="fc")(torch.zeros(1, 3, 12, 10), torch.tensor([0]))
 
 

@@ -167,11 +167,11 @@ def test_every_cam_explains_tokens_and_leaves_no_trace(factory, name):
 
 def test_what_is_no_grid_of_patches_is_refused():
     with pytest.raises(
-        ModelError, match=r"'head': gives \(2, 5\); a CAM needs a layer with \(N, C, h, w\), or a vision"
+        ModelError, match=r"'head': gives \(2, 5\); a map needs a layer with \(N, C, h, w\), or a vision"
     ):
         cam.GradCam(vits.timm_vit(), "head")(some_images(), TARGETS)
     tokens = nn.Sequential(nn.Conv2d(3, 5, 4, 4), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
-    with pytest.raises(ModelError, match=r"'1': gives \(2, 5, 24\); a CAM needs"):
+    with pytest.raises(ModelError, match=r"'1': gives \(2, 5, 24\); a map needs"):
         cam.GradCam(tokens, "1")(some_images(), TARGETS)
 
 

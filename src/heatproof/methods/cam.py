@@ -10,7 +10,6 @@ legal map. What is explained is the target's logit.
 """
 
 import itertools
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from heatproof.errors import InputError, ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.gradient import GuidedBackprop
 from heatproof.methods.variants import scores_of_variants
-from heatproof.models.attention import patch_grid
+from heatproof.models.attention import on_grid, patch_grid, recorded_output
 from heatproof.models.hooks import frozen_eval, module_named, recorded
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in rows, rules, folding or variants
@@ -53,32 +52,11 @@ def activations(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -
     with recorded(model, layer) as outputs, patch_grid(model) as grid, rows.explaining(model):
         # A copy: the first layer may be in-place. No gradient is asked for the images, so the graph begins at the layer.
         scores = rows.chosen(rows.logits_of(model, images.detach().clone()), targets)
-        values = _of_layer(layer, outputs, grid)
+        values = recorded_output(layer, outputs, grid)
         gradients = torch.autograd.grad(scores.sum(), values, allow_unused=True)[0] if scores.requires_grad else None
     if gradients is None:
         raise ModelError(f"layer {layer!r}: the logits do not depend on its last output; choose another layer")
-    return Activations(_on_grid(values.detach(), grid), _on_grid(gradients, grid))
-
-
-def _of_layer(layer: str, outputs: list[Tensor], grid: list[int]) -> Tensor:
-    """What the layer gave, (N, C, h, w) or tokens (N, T, D) that hold a grid of patches."""
-    if not outputs:
-        raise ModelError(f"layer {layer!r}: is not called when the model runs; choose another layer")
-    shape = tuple(outputs[0].shape)
-    is_tokens = len(shape) == 3 and bool(grid) and shape[1] >= math.prod(grid)
-    if len(shape) != 4 and not is_tokens:
-        raise ModelError(
-            f"layer {layer!r}: gives {shape}; a CAM needs a layer with (N, C, h, w), or a vision transformer's tokens"
-        )
-    return outputs[0]
-
-
-def _on_grid(values: Tensor, grid: list[int]) -> Tensor:
-    """Tokens (N, T, D) as (N, D, h, w), without those in front of the patches; (N, C, h, w) as it is."""
-    if values.ndim == 4:
-        return values
-    patches = values[:, values.shape[1] - math.prod(grid) :]
-    return patches.transpose(1, 2).reshape(len(values), -1, *grid)
+    return Activations(on_grid(values.detach(), grid), on_grid(gradients, grid))
 
 
 def to_image_size(maps: Tensor, images: Tensor, interpolation: str = "bilinear") -> Tensor:
@@ -367,4 +345,4 @@ def _activations_only(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     """A layer's output, (N, C, h, w), without gradients."""
     with recorded(model, layer) as outputs, patch_grid(model) as grid, frozen_eval(model), torch.no_grad():
         rows.logits_of(model, images.detach().clone())
-    return _on_grid(_of_layer(layer, outputs, grid), grid)
+    return on_grid(recorded_output(layer, outputs, grid), grid)

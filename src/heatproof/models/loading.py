@@ -104,12 +104,21 @@ def read_weights(path: Path) -> State:
         ModelError: the file is missing, damaged, holds something else than a dict of tensors, wants to run code, or
             holds values that are not finite.
     """
+    return _checked(path, read_plain(path))
+
+
+def read_plain(path: Path) -> Any:
+    """Tensors and plain values from a file, read without running anything that the file says.
+
+    Raises:
+        ModelError: the file is missing, damaged, or wants to run code.
+    """
     if not path.is_file():
         raise ModelError(f"{path}: no such file of weights")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read raises
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         runs = f" (it names {wanted[1]})" if wanted else ""
@@ -122,7 +131,6 @@ def read_weights(path: Path) -> State:
         raise ModelError(
             f"{path}: is no file of weights, or a damaged one ({type(error).__name__}: {reason})"
         ) from error
-    return _checked(path, state)
 
 
 def put_weights(module: nn.Module, state: State, *, where: str, arch: str) -> None:

@@ -41,6 +41,11 @@ STAGES = {
     "train-diffmask": Stage(
         "heatproof.stages.train_diffmask", "learn which patches the classifier needs, for DiffMask", "train_diffmask"
     ),
+    "train-masker": Stage(
+        "heatproof.stages.train_masker",
+        "train networks that mask what counts (FIX, CA), which then explain",
+        "train_masker",
+    ),
     "extract-attribution-maps": Stage(
         "heatproof.stages.extract", "compute each attribution method's maps, once", "extract_cams"
     ),

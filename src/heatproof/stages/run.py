@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from heatproof import artefacts, plugins, removal, runtime, seeding
+from heatproof.config import Augmentation as AugmentationSection
 from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, Training
 from heatproof.datasets import Dataset, open_dataset, training_statistics
 from heatproof.errors import ConfigError, MissingInputError, ModelError
@@ -137,19 +138,13 @@ class Run:
 
     def recipe(self, section: Training) -> Recipe:
         """How a section says to train, checked."""
-        asked = section.augmentation
-        augmentation = None
-        if asked.crop_padding or asked.flip or asked.noise or asked.rotation or asked.blur:
-            mean = self.statistics.mean
-            colour = mean if asked.padding == "fill" else tuple(0.0 for _ in mean)
-            augmentation = Augmentation(asked.crop_padding, colour, asked.flip, asked.noise, asked.rotation, asked.blur)
         recipe = Recipe(
             optimizer=_named(section.optimizer),
             scheduler=None if section.scheduler is None else _named(section.scheduler),
             loss=_named(section.loss),
             epochs=section.nb_epochs,
             batch_size=section.batch_size,
-            augmentation=augmentation,
+            augmentation=augmentation(section.augmentation, lambda: self.statistics.mean),
             precision=section.precision,
             channels_last=section.channels_last,
             scheduler_per_batch=section.scheduler_per_batch,
@@ -157,6 +152,14 @@ class Run:
         )
         recipe.check()
         return recipe
+
+
+def augmentation(asked: AugmentationSection, fill: Callable[[], tuple[float, ...]]) -> Augmentation | None:
+    """What a section says is done to training images; None for nothing. The colour of a `fill` is looked up only where it is used."""
+    if not (asked.crop_padding or asked.flip or asked.noise or asked.rotation or asked.blur):
+        return None
+    colour = fill() if asked.padding == "fill" else tuple(0.0 for _ in fill())
+    return Augmentation(asked.crop_padding, colour, asked.flip, asked.noise, asked.rotation, asked.blur)
 
 
 def build_fill(

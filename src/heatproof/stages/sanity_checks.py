@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from heatproof import artefacts, config, runtime, seeding, store
 from heatproof.datasets import Split
@@ -41,6 +40,7 @@ from heatproof.stages.extract import Extraction, IntactImages, is_complete
 from heatproof.stages.robustness import name_left_out
 from heatproof.stages.run import Run, model_origin, training_origin, why_stale
 from heatproof.training import classifier
+from heatproof.training.examples import permuted
 
 logger = logging.getLogger(__name__)
 
@@ -201,33 +201,6 @@ def _other_class(run: Run, plan: Extraction, targets: NDArray[np.int64], rows: N
     return Other("other-class", GivenTargets.beside(plan, others))
 
 
-@dataclass(frozen=True)
-class Permuted:
-    """A split whose labels have changed places: each class is as frequent as before, and no image tells it."""
-
-    split: Split
-    seed: int
-
-    @functools.cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """The permuted labels (N,)."""
-        order = seeding.generator(self.seed, "data_randomisation", "labels").permutation(len(self.split))
-        permuted: NDArray[np.int64] = self.split.labels[order]
-        return permuted
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all pixels as uint8."""
-        return self.split.nbytes
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def pixels(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
-        """The images as they are (B, C, H, W), uint8."""
-        return self.split.pixels(np.asarray(indices))
-
-
 def _trained_on_permuted_labels(
     run: Run, section: config.SanityChecks, asked: config.DataRandomisation
 ) -> tuple[LoadedModel | None, float]:
@@ -277,7 +250,7 @@ def _train(
         run.recipe(training), epochs=asked.nb_epochs, augmentation=None, scheduler=None, patience=None
     )
     split = run.dataset.split("train")
-    examples = run.examples(Permuted(split, run.config.seed))
+    examples = run.examples(permuted(split, run.config.seed))
     checkpoint = path.with_suffix(".checkpoint")
     started = time.monotonic()
     # What is to be learnt is the training labels themselves, so they choose the epoch too.

@@ -6,15 +6,13 @@ origin), history.csv and TensorBoard scalars. Killed, it goes on from the last e
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from heatproof import artefacts, config, runtime
 from heatproof.stages.run import Run, model_origin, training_origin, why_stale
+from heatproof.stages.scalars import Scalars
 from heatproof.training import classifier
 
 logger = logging.getLogger(__name__)
@@ -31,7 +29,8 @@ def run(run: Run) -> None:
     recipe = run.recipe(section)
     started = time.monotonic()
     checkpoint = folder / "checkpoint.pt"
-    with _Scalars(folder) as scalars:
+    columns = [field.name for field in fields(classifier.Epoch)]
+    with Scalars(folder) as scalars:
         fitted = classifier.fit(
             loaded.module,
             loaded.normalization,
@@ -42,7 +41,7 @@ def run(run: Run) -> None:
             purpose=("train",),
             checkpoint=checkpoint,
             identity=artefacts.canonical(origin),
-            on_epoch=scalars.add,
+            on_epoch=lambda _, history: scalars.add(columns, [astuple(line) for line in history]),
             describe="train-cls",
         )
     loaded.module.load_state_dict(fitted.state)
@@ -101,27 +100,3 @@ def _is_done(folder: Path, origin: dict[str, Any]) -> bool:
         return False
     logger.info("%s: complete, test accuracy %.2f %%", folder / "best_model.pth", 100 * kept["test_accuracy"])
     return True
-
-
-class _Scalars:
-    """history.csv and TensorBoard, after each epoch."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> "_Scalars":
-        self.writer: SummaryWriter | None = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-    def add(self, line: classifier.Epoch, history: Sequence[classifier.Epoch]) -> None:
-        """Writes one epoch's line; what a killed run wrote beyond its checkpoint is superseded."""
-        if self.writer is None:
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=line.epoch)
-        columns = [field.name for field in fields(classifier.Epoch)]
-        artefacts.write_csv(self.folder / "history.csv", columns, [astuple(past) for past in history])
-        for name, value in zip(columns[1:], astuple(line)[1:], strict=True):
-            self.writer.add_scalar(name, value, line.epoch)

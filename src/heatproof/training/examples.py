@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from heatproof import seeding
 from heatproof.removal import rank_tensor
 
 Indices = NDArray[np.int64]
@@ -37,6 +38,37 @@ class Pixels(Protocol):
     def pixels(self, indices: Sequence[int] | Indices) -> Tensor:
         """The pixels (B, C, H, W), uint8."""
         ...
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """A split with other labels.
+
+    Args:
+        split: the images.
+        labels: (N,) in place of its own.
+    """
+
+    split: Pixels
+    labels: Indices
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all pixels as uint8."""
+        return self.split.nbytes
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def pixels(self, indices: Sequence[int] | Indices) -> Tensor:
+        """The images as they are (B, C, H, W), uint8."""
+        return self.split.pixels(np.asarray(indices))
+
+
+def permuted(split: Pixels, seed: int) -> Relabelled:
+    """A split whose labels have changed places: each class is as frequent as before, and no image tells it."""
+    order = seeding.generator(seed, "data_randomisation", "labels").permutation(len(split))
+    return Relabelled(split, split.labels[order])
 
 
 class Degrade(Protocol):

@@ -1,0 +1,462 @@
+"""Maskers: small networks that read a classifier's activations and say, in one pass, which pixels count.
+
+A masker looks at named layers of a classifier, the taps: (N, C, h, w), or the tokens of a vision transformer, which are put on
+their grid of patches. Each tap goes through a 1 x 1 convolution, batch norm and ReLU, is enlarged to the mask's own grid, and a
+3 x 3 convolution over all of them gives one logit for each cell:
+
+    taps -> conv 1x1, BN, ReLU -> enlarge -> concatenate -> conv 3x3 -> sigmoid -> enlarge to the image
+
+    form = discovered(classifier, images, MaskerForm(taps=("layer3", "layer4")))
+    masker = Masker(form)
+    with tapped(classifier, form.taps) as activations:
+        classifier(images)
+    masks = masker(activations(), images.shape[2:])                     # (N, H, W), in (0, 1)
+
+Names of parameters are those of the published maskers, so that their checkpoints fit as they are.
+
+Reference:
+    Phang, Park, Geras, "Investigating and Simplifying Masking-based Saliency Methods for Model Interpretability",
+    arXiv:2010.09750.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from heatproof.errors import InputError, MissingInputError, ModelError
+from heatproof.models.attention import on_grid, patch_grid, recorded_output
+from heatproof.models.hooks import frozen_eval, recorded
+from heatproof.models.loading import State, put_weights, read_plain
+
+RESULTS_VERSION = 1
+
+FORMAT = "heatproof/masker"
+CLASS_CHANNELS = 64
+_TINY = 1e-8
+
+Upsample = Literal["nearest", "bilinear"]
+Gumbel = Literal["hard", "soft", "sigmoid", "logits"]
+Activations = Callable[[], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class MaskerForm:
+    """All that a masker is built from.
+
+    Args:
+        taps: names of the classifier's layers.
+        channels: of each tap; `discovered` finds them.
+        indices: of each tap's branch in the names of parameters, `conv1x1_<index>`; 0 is a tap that goes in as it is,
+            unless it is the only one. Empty: 1, 2, ...
+        width: channels of each branch.
+        stride: pixels of the image for one cell of the mask, along each axis.
+        upsample: from cells to pixels, "nearest" or "bilinear".
+        takes_area: whether a wanted area, a number for each image, is one more channel of each tap.
+        classes: number of classes of a masker that is told the class; None for one that is not.
+        gumbel: how a head with Gumbel noise works: "hard" and "soft" draw binary masks in training and cut the logits at 0
+            afterwards, "sigmoid" and "logits" draw nothing; None for the plain sigmoid.
+        temperature: of the Gumbel noise.
+
+    Raises:
+        InputError: naming the option.
+    """
+
+    taps: tuple[str, ...]
+    channels: tuple[int, ...] = ()
+    indices: tuple[int, ...] = ()
+    width: int = 64
+    stride: int = 4
+    upsample: Upsample = "nearest"
+    takes_area: bool = False
+    classes: int | None = None
+    gumbel: Gumbel | None = None
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("taps", "channels", "indices"):  # lists, from a file
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.indices:
+            object.__setattr__(self, "indices", tuple(range(1, len(self.taps) + 1)))
+        if not self.taps or len(set(self.taps)) < len(self.taps):
+            raise InputError(f"masker: taps {list(self.taps)}: name one layer or more, each once")
+        if len(self.indices) != len(self.taps) or len(self.channels) not in (0, len(self.taps)):
+            raise InputError(
+                f"masker: {len(self.taps)} taps, {len(self.channels)} channels, {len(self.indices)} indices; one each"
+            )
+        for name, known in (
+            ("upsample", ("nearest", "bilinear")),
+            ("gumbel", (None, "hard", "soft", "sigmoid", "logits")),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(f"masker: {name} {getattr(self, name)!r}: must be one of {', '.join(map(str, known))}")
+        if self.temperature <= 0:
+            raise InputError(f"masker: temperature {self.temperature!r}: must be above 0")
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether training needs uniform noise for each cell."""
+        return self.gumbel in ("hard", "soft")
+
+    def grid(self, size: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of cells for an image of `size` (H, W).
+
+        >>> MaskerForm(taps=("a",)).grid((224, 30))
+        (56, 8)
+        """
+        height, width = size
+        return math.ceil(height / self.stride), math.ceil(width / self.stride)
+
+
+class Masker(nn.Module):
+    """The network: activations in, masks out.
+
+    Args:
+        form: what it is built from; its channels are known.
+
+    >>> masker = Masker(MaskerForm(taps=("a", "b"), channels=(8, 4))).eval()
+    >>> masker([torch.zeros(2, 8, 4, 4), torch.zeros(2, 4, 2, 2)], (16, 16)).shape
+    torch.Size([2, 16, 16])
+    """
+
+    class_module: nn.Module | None
+
+    def __init__(self, form: MaskerForm):
+        super().__init__()
+        if not form.channels:
+            raise InputError("masker: the channels of its taps are not known; use models.masker.discovered")
+        self.form = form
+        told = form.takes_area + (CLASS_CHANNELS if form.classes is not None else 0)
+        inputs = 0
+        for index, channels in zip(form.indices, form.channels, strict=True):
+            if self._is_raw(index):
+                inputs += channels + told
+            else:
+                self.add_module(f"conv1x1_{index}", _branch(channels + told, form.width))
+                inputs += form.width
+        conv = _conv(inputs, 1, 3)
+        self.final = nn.Sequential(conv) if form.gumbel is None else nn.ModuleDict({"conv": conv})
+        self.class_module = None if form.classes is None else _ClassChannels(form.classes)
+
+    def forward(
+        self,
+        activations: Sequence[Tensor],
+        size: Sequence[int],
+        *,
+        areas: Tensor | None = None,
+        classes: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Masks (N, H, W) of images of `size` (H, W); in [0, 1] unless the Gumbel head gives logits.
+
+        Args:
+            activations: of each tap, (N, C, h, w).
+            size: height and width of the images.
+            areas: (N,) wanted shares of the image, where the form takes them.
+            classes: (N,) where the form takes them.
+            noise: uniform in [0, 1), (N, h, w) as `form.grid(size)`; in training of a form that draws noise.
+        """
+        logits = self.logits(activations, size, areas=areas, classes=classes)
+        return self.enlarged(self.masked(logits, noise), size)
+
+    def logits(
+        self,
+        activations: Sequence[Tensor],
+        size: Sequence[int],
+        *,
+        areas: Tensor | None = None,
+        classes: Tensor | None = None,
+    ) -> Tensor:
+        """The logit of each cell, (N, h, w)."""
+        grid = self.form.grid(size)
+        told = self._told(len(activations[0]), areas, classes)
+        head, first = self._head, 0
+        total: Tensor | None = None
+        for index, values in zip(self.form.indices, self._checked(activations), strict=True):
+            if told is not None:
+                values = torch.cat([values, told.to(values.dtype).expand(-1, -1, *values.shape[2:])], dim=1)
+            if not self._is_raw(index):
+                values = self.get_submodule(f"conv1x1_{index}")(values)
+            # Enlarging is linear: the 3 x 3 kernel's nine products come first, so that nine maps are enlarged, not all channels.
+            kernel = head.weight[0, first : first + values.shape[1]].flatten(1).T[:, :, None, None]  # (9, C, 1, 1)
+            first += values.shape[1]
+            products = functional.conv2d(values, kernel)
+            if products.shape[2:] != grid:
+                products = functional.interpolate(products, size=grid, mode="bilinear", align_corners=False)
+            total = products if total is None else total + products
+        assert total is not None
+        shifts = torch.eye(9, dtype=total.dtype, device=total.device).reshape(1, 9, 3, 3)
+        logits = functional.conv2d(total, shifts, padding=1)
+        return (logits if head.bias is None else logits + head.bias)[:, 0]
+
+    def masked(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
+        """What the head makes of logits (N, h, w)."""
+        if self.form.gumbel in (None, "sigmoid"):
+            return logits.sigmoid()
+        if self.form.gumbel == "logits":
+            return logits
+        if not self.training:
+            return (logits > 0).to(logits.dtype)
+        if noise is None:
+            raise InputError("masker: a Gumbel head needs noise while it is trained")
+        return binary_gumbel(logits, noise, self.form.temperature, hard=self.form.gumbel == "hard")
+
+    def enlarged(self, cells: Tensor, size: Sequence[int]) -> Tensor:
+        """Cells (N, h, w) at the size of the image, (N, H, W)."""
+        height, width = size
+        corners = False if self.form.upsample == "bilinear" else None
+        # Cells that reach over the frame are cut off, so that a cell is as large at the border as elsewhere.
+        full = tuple(side * self.form.stride for side in cells.shape[1:])
+        large = functional.interpolate(cells[:, None], size=full, mode=self.form.upsample, align_corners=corners)
+        return large[:, 0, :height, :width]
+
+    @property
+    def _head(self) -> nn.Conv2d:
+        conv = self.final["conv"] if isinstance(self.final, nn.ModuleDict) else self.final[0]
+        assert isinstance(conv, nn.Conv2d)
+        return conv
+
+    def _checked(self, activations: Sequence[Tensor]) -> Sequence[Tensor]:
+        for name, wanted, values in zip(self.form.taps, self.form.channels, activations, strict=True):
+            if values.shape[1] != wanted:
+                raise ModelError(
+                    f"masker: it reads {wanted} channels of layer {name!r}, which gives {values.shape[1]}: it is of another classifier"
+                )
+        return activations
+
+    def _is_raw(self, index: int) -> bool:
+        return index == 0 and len(self.form.taps) > 1
+
+    def _told(self, count: int, areas: Tensor | None, classes: Tensor | None) -> Tensor | None:
+        """Constant channels (N, k, 1, 1): the area, then the class."""
+        channels = []
+        if self.form.takes_area:
+            if areas is None:
+                raise InputError("masker: it was trained with a wanted area; give one (use_p)")
+            channels.append(areas.reshape(-1, 1).expand(count, 1))
+        if self.class_module is not None and self.form.classes is not None:
+            if classes is None:
+                raise InputError("masker: it was trained with the class; give one for each image")
+            if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < self.form.classes:
+                wrong = next(int(label) for label in classes if not 0 <= label < self.form.classes)
+                raise InputError(f"masker: class {wrong}: it knows {self.form.classes} (0 to {self.form.classes - 1})")
+            channels.append(self.class_module(classes))
+        return torch.cat(channels, dim=1)[:, :, None, None] if channels else None
+
+
+def binary_gumbel(logits: Tensor, noise: Tensor, temperature: float, *, hard: bool) -> Tensor:
+    """Draws from a binary distribution, with a gradient: sigmoid((logit + ln u - ln(1 - u)) / temperature).
+
+    Args:
+        logits: any shape.
+        noise: u, uniform in [0, 1), of the same shape.
+        temperature: the lower, the closer to 0 and 1.
+        hard: rounds to 0 or 1; the gradient is that of the unrounded value (straight-through).
+
+    Reference:
+        Jang, Gu, Poole, arXiv:1611.01144; Maddison, Mnih, Teh, arXiv:1611.00712.
+
+    >>> binary_gumbel(torch.tensor([2.0, -2.0]), torch.tensor([0.5, 0.5]), 0.1, hard=True)
+    tensor([1., 0.])
+    """
+    soft = ((logits + (noise + _TINY).log() - (1 - noise + _TINY).log()) / temperature).sigmoid()
+    if not hard:
+        return soft
+    return (soft > 0.5).to(soft.dtype) + soft - soft.detach()
+
+
+class _ClassChannels(nn.Module):
+    def __init__(self, classes: int):
+        super().__init__()
+        self.embedding = nn.Embedding(classes, CLASS_CHANNELS)
+
+    def forward(self, classes: Tensor) -> Tensor:
+        return self.embedding(classes)  # type: ignore[no-any-return]
+
+
+def _branch(inputs: int, width: int) -> nn.Sequential:
+    return nn.Sequential(_conv(inputs, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+
+
+def _conv(inputs: int, outputs: int, side: int, *, bias: bool = True) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=bias)
+    nn.init.normal_(conv.weight, std=math.sqrt(2 / (side * side * outputs)))
+    return conv
+
+
+# --- what it reads
+
+
+@contextmanager
+def tapped(classifier: nn.Module, taps: Sequence[str]) -> Iterator[Activations]:
+    """Records what layers give while a classifier runs inside the block.
+
+    Yields:
+        A function that returns, after a forward pass, each tap's activations (N, C, h, w), detached.
+
+    Raises:
+        ModelError: there is no such layer (naming the nearest), or what it gives is no grid.
+    """
+    with ExitStack() as stack:
+        outputs = {name: stack.enter_context(recorded(classifier, name)) for name in taps}
+        grid = stack.enter_context(patch_grid(classifier))
+        yield lambda: [on_grid(recorded_output(name, found, grid).detach(), grid) for name, found in outputs.items()]
+
+
+def discovered(classifier: nn.Module, images: Tensor, form: MaskerForm) -> MaskerForm:
+    """The form with the channels of its taps, found by a forward pass of `images` (N, C, H, W)."""
+    with frozen_eval(classifier), torch.no_grad(), tapped(classifier, form.taps) as activations:
+        classifier(images)
+        return dataclasses.replace(form, channels=tuple(values.shape[1] for values in activations()))
+
+
+# --- files
+
+
+@dataclass(frozen=True)
+class SavedMasker:
+    """A masker in a file.
+
+    Args:
+        form: what it is built from.
+        state: its weights.
+        started_from: SHA-256 of the classifier's weights that its training began with; "" where it is not known.
+        classifier_sha256: SHA-256 of the classifier's weights whose activations it reads: with FIX the same.
+        classifier: those weights, where the training changed them (CA) or they came with the masker.
+    """
+
+    form: MaskerForm
+    state: State
+    started_from: str
+    classifier_sha256: str
+    classifier: State | None = None
+
+    def content(self) -> dict[str, Any]:
+        """What the file holds: tensors and plain values."""
+        return {
+            "format": FORMAT,
+            "form": {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self.form).items()},
+            "masker": self.state,
+            "started_from": self.started_from,
+            "classifier_sha256": self.classifier_sha256,
+            "classifier": self.classifier,
+        }
+
+    def build(self, where: str) -> Masker:
+        """The network, in eval mode.
+
+        Raises:
+            ModelError: the weights do not fit, or are not finite.
+        """
+        masker = Masker(self.form)
+        for name, value in self.state.items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise ModelError(
+                    f"{where}: {name} holds NaN or infinity; the file is damaged, or its training diverged"
+                )
+        put_weights(masker, self.state, where=where, arch="the masker")
+        return masker.eval()
+
+
+def read_masker(path: Path) -> SavedMasker:
+    """A masker from a file that train-masker or import-masker wrote.
+
+    Raises:
+        MissingInputError: there is no such file.
+        ModelError: it is damaged, or something else.
+    """
+    if not path.is_file():
+        raise MissingInputError(
+            f"{path}: no such masker; train it first (train-masker), or make it of a published checkpoint "
+            "(heatproof import-masker)"
+        )
+    content = read_plain(path)
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        published = isinstance(content, Mapping) and bool({"state_dict_masker", "state_dict_decoder"} & content.keys())
+        advice = (
+            "a published checkpoint: make a masker of it with heatproof import-masker" if published else "no masker"
+        )
+        raise ModelError(f"{path}: is {advice}")
+    form = MaskerForm(**content["form"])
+    return SavedMasker(
+        form, content["masker"], content["started_from"], content["classifier_sha256"], content["classifier"]
+    )
+
+
+# --- published checkpoints
+
+PUBLISHED_TAPS = ("maxpool", "layer1", "layer2", "layer3", "layer4")
+PUBLISHED_HINT = "the published ones, fix.chk and ca.chk, are named in the README of github.com/zphang/saliency_investigation (BSD-3-Clause)"
+
+
+def read_published(path: Path, taps: Sequence[str] = PUBLISHED_TAPS) -> tuple[SavedMasker, State]:
+    """A masker and its classifier's weights, from a checkpoint of the published code; nothing that it says is run.
+
+    Args:
+        path: a dict with `state_dict_masker` (in old files `state_dict_decoder`), `state_dict_classifier` and `args`.
+        taps: the classifier's layers that the published indices 0 to 4 stand for.
+
+    Raises:
+        ModelError: there is no such file, it is of another kind, or its weights do not fit (naming the first key).
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such checkpoint; {PUBLISHED_HINT}")
+    content = read_plain(path)
+    key = next(
+        (k for k in ("state_dict_masker", "state_dict_decoder") if isinstance(content, Mapping) and k in content), None
+    )
+    if key is None or "state_dict_classifier" not in content:
+        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
+        raise ModelError(
+            f"{path}: is no checkpoint of a masker: state_dict_masker and state_dict_classifier are not in it ({found})"
+        )
+    state, classifier = _unwrapped(content[key]), _unwrapped(content["state_dict_classifier"])
+    form = _published_form(path, state, dict(content.get("args") or {}), taps)
+    saved = SavedMasker(form, state, started_from="", classifier_sha256="", classifier=classifier)
+    saved.build(str(path))
+    return saved, classifier
+
+
+def _published_form(path: Path, state: State, args: Mapping[str, Any], taps: Sequence[str]) -> MaskerForm:
+    """The form that the options of a published run and the shapes of its weights say."""
+    branches = sorted(
+        int(name[8:].partition(".")[0]) for name in state if name.startswith("conv1x1_") and name.endswith(".0.weight")
+    )
+    asked = args.get("masker_use_layers")
+    indices = [int(part) for part in str(asked).split(",")] if asked else branches
+    final = next((state[name] for name in ("final.0.weight", "final.conv.weight") if name in state), None)
+    if final is None or not branches or not {*indices} <= {*range(len(taps))} or {*branches} - {*indices}:
+        raise ModelError(
+            f"{path}: its keys are not those of a masker of layers {asked or branches}; it begins with {next(iter(state))}"
+        )
+    width = len(state[f"conv1x1_{branches[0]}.0.weight"])
+    classes = len(state["class_module.embedding.weight"]) if "class_module.embedding.weight" in state else None
+    takes_area = bool(args.get("add_prob_layers", False))
+    told = takes_area + (CLASS_CHANNELS if classes is not None else 0)
+    raw = final.shape[1] - width * len(branches) - told
+    weights = {i: state[f"conv1x1_{i}.0.weight"].shape[1] - told for i in branches}
+    return MaskerForm(
+        taps=tuple(taps[i] for i in indices),
+        channels=tuple(weights.get(i, raw) for i in indices),
+        indices=tuple(indices),
+        width=width,
+        upsample=args.get("upsample") or "nearest",
+        takes_area=takes_area,
+        classes=classes,
+        gumbel=(args.get("gumbel_output_mode") or "hard") if "final.conv.weight" in state else None,
+        temperature=float(args.get("apply_gumbel_tau") or 0.1),
+    )  # fmt: skip
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> State:
+    """Without the prefix that DataParallel gives to all names."""
+    if state and all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return dict(state)

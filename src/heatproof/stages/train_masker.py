@@ -1,0 +1,299 @@
+"""train-masker: trains the networks behind the method `Masker`, FIX and CA.
+
+Reads the data set and the classifier; writes for each form, train_masker/<form>/:
+- masker.pth: the masker, and with CA the weights of the classifier that it reads (tensors and plain values), masker.json with
+  its origin;
+- with CA also classifier.pth and classifier.json, the classifier as it has become, for stages that explain it;
+- history.csv, TensorBoard scalars and masks, masks.png.
+
+`permuted_labels` adds train_masker/<form>_permuted/. Killed, a training goes on from its last epoch.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from heatproof import artefacts, config, plugins, runtime, seeding
+from heatproof.errors import ConfigError, DataError, PluginError
+from heatproof.models import LoadedModel
+from heatproof.models import masker as masker_models
+from heatproof.models.hooks import frozen_eval
+from heatproof.models.loading import State
+from heatproof.models.masker import Masker, MaskerForm, SavedMasker, discovered, tapped
+from heatproof.report.overlay import masks_sheet
+from heatproof.stages.run import Run, augmentation, model_origin, why_stale
+from heatproof.stages.scalars import Scalars
+from heatproof.training import classifier, masker
+from heatproof.training.examples import Examples, Pixels, Relabelled, permuted
+from heatproof.training.mask_objectives import Prior, Term
+from heatproof.training.masker import MaskerRecipe
+
+logger = logging.getLogger(__name__)
+
+SECTION = "train_masker"
+PUBLISHED_REWARD = {"fix": 10.0, "ca": 15.0}  # lambda_r of the image masked out
+
+
+@dataclass(frozen=True)
+class Job:
+    """One masker to be trained.
+
+    Args:
+        form: "fix" or "ca".
+        is_permuted: whether its labels are.
+    """
+
+    form: config.MaskerFormName
+    is_permuted: bool
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.form}_permuted" if self.is_permuted else self.form
+
+
+def run(run: Run) -> None:
+    """Trains each masker unless one of the same origin is there."""
+    section = config.section(run.config, SECTION, config.TrainMasker)
+    jobs = [Job(form, False) for form in section.form]
+    if section.permuted_labels:
+        jobs += [Job(form, True) for form in section.form]
+    loaded = run.trained(section.model)
+    form = _form(run, section, loaded)
+    for job in jobs:
+        folder = run.config.outdir / SECTION / job.name
+        origin = _origin(run, section, job, form, loaded)
+        if not _is_done(folder, origin) and not run.dry_run:
+            _train(run, section, job, form, folder, origin)
+
+
+def _form(run: Run, section: config.TrainMasker, loaded: LoadedModel) -> MaskerForm:
+    """The masker's form, its channels found by a forward pass; refuses labels that the classifier does not know."""
+    count = _classes(run, loaded)
+    if section.target == "label":
+        largest = max(int(run.dataset.split(name).labels.max(initial=0)) for name in ("train", "validation"))
+        if largest >= count:
+            raise DataError(
+                f"train_masker: label {largest} ({run.dataset.class_names[largest]}) is no class of the classifier, which has {count}; "
+                "mend model, or set train_masker.target: predicted to explain the classifier's own answers"
+            )
+    form = MaskerForm(
+        taps=tuple(section.taps),
+        width=section.width,
+        stride=section.mask_stride,
+        upsample=section.upsample,
+        takes_area=section.takes_area,
+        classes=count if section.takes_class else None,
+        gumbel=section.gumbel,
+        temperature=section.temperature,
+    )
+    return discovered(loaded.module, _blank(run, loaded), form)
+
+
+def _blank(run: Run, loaded: LoadedModel) -> torch.Tensor:
+    blank = torch.zeros(1, run.dataset.channels, *run.dataset.size, device=run.device)
+    images: torch.Tensor = loaded.normalization(blank)
+    return images
+
+
+def _classes(run: Run, loaded: LoadedModel) -> int:
+    with torch.no_grad():
+        return int(loaded.module(_blank(run, loaded)).shape[1])
+
+
+def _train(
+    run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, folder: Path, origin: dict[str, Any]
+) -> None:
+    loaded = run.trained(section.model)  # CA changes it: each masker begins with a classifier of its own
+    recipe = _recipe(run, section, job, loaded)
+    torch.manual_seed(seeding.derive(run.config.seed, SECTION, "weights"))
+    network = Masker(form).to(run.device)
+    train, validation = (_examples(run, section, job, loaded, name) for name in ("train", "validation"))
+    checkpoint = folder / "checkpoint.pt"
+    started = time.monotonic()
+    with Scalars(folder) as scalars:
+
+        def told(history: Sequence[masker.Line]) -> None:
+            scalars.add(list(history[-1]), [list(line.values()) for line in history])
+            if section.pictures:
+                shown = _sheet(section, loaded, network, validation)
+                scalars.show("masks", shown, len(history))
+
+        fitted = masker.fit(
+            loaded.module,
+            network,
+            loaded.normalization,
+            train,
+            validation,
+            recipe,
+            seed=run.config.seed,
+            purpose=(SECTION,),
+            checkpoint=checkpoint,
+            identity=artefacts.canonical(origin),
+            on_epoch=told,
+            describe=f"train-masker {job.name}",
+        )
+    saved = _kept(folder, form, fitted, loaded)
+    classifier.save_tensors(folder / "masker.pth", saved.content())
+    if section.pictures:
+        with artefacts.whole_file(folder / "masks.png") as temporary:
+            _sheet(section, loaded, network, validation).save(temporary, format="PNG")
+    last = fitted.history[-1]
+    artefacts.write_json(
+        folder / "masker.json",
+        {
+            "origin": origin,
+            "sha256": artefacts.sha256(folder / "masker.pth"),
+            "form": saved.content()["form"],
+            "last": last,
+        },
+    )
+    logger.info(
+        "%s: validation: masks cover %.1f %%, right when clean %.1f %%, masked in %.1f %%, masked out %.1f %%",
+        folder / "masker.pth", 100 * last["validation_area"], 100 * last["validation_accuracy"],
+        100 * last.get("validation_in_accuracy", float("nan")), 100 * last.get("validation_out_accuracy", float("nan")),
+    )  # fmt: skip
+    runtime.record_time(
+        folder.parent, f"train-masker {job.name}", recipe.epochs * round(recipe.share * len(train)), started
+    )
+    checkpoint.unlink(missing_ok=True)
+
+
+def _kept(folder: Path, form: MaskerForm, fitted: masker.Fitted, loaded: LoadedModel) -> SavedMasker:
+    """What goes into the masker's file; a trained classifier gets a file of its own as well."""
+    trained: State | None = fitted.classifier
+    if trained is None:
+        return SavedMasker(form, fitted.masker, loaded.weights_sha256, loaded.weights_sha256)
+    path = folder / "classifier.pth"
+    classifier.save_tensors(path, trained)
+    normalization = {"mean": loaded.normalization.mean, "std": loaded.normalization.std}
+    artefacts.write_json(path.with_suffix(".json"), {"normalization": normalization})
+    return SavedMasker(form, fitted.masker, loaded.weights_sha256, artefacts.sha256(path), trained)
+
+
+def _sheet(section: config.TrainMasker, loaded: LoadedModel, network: Masker, validation: Examples) -> Image.Image:
+    """Masks of the first validation images."""
+    batch = next(validation.batches(torch.arange(min(section.pictures, len(validation))), section.pictures))
+    images, form = loaded.normalization(batch.pixels), network.form
+    areas = batch.pixels.new_full((len(images),), sum(section.areas) / 2) if form.takes_area else None
+    was_training = network.training
+    network.eval()
+    with frozen_eval(loaded.module), torch.no_grad(), tapped(loaded.module, form.taps) as activations:
+        loaded.module(images)
+        classes = None if form.classes is None else batch.labels
+        masks = network(activations(), images.shape[2:], areas=areas, classes=classes)
+    network.train(was_training)
+    shown = (255 * batch.pixels).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    mean = loaded.normalization.mean
+    if shown.shape[3] == 1:
+        shown, mean = np.repeat(shown, 3, axis=3), mean * 3
+    return masks_sheet(shown, masks.float().cpu().numpy(), mean)
+
+
+def _examples(run: Run, section: config.TrainMasker, job: Job, loaded: LoadedModel, name: str) -> Examples:
+    split: Pixels = run.dataset.split(name)
+    if section.target == "predicted":
+        intact = run.examples(split)
+        answers = classifier.predict(loaded.module, loaded.normalization, intact, batch_size=section.batch_size)
+        split = Relabelled(split, answers.astype(np.int64))
+    if job.is_permuted and name == "train":
+        split = permuted(split, run.config.seed)
+    return run.examples(split)
+
+
+def _recipe(run: Run, section: config.TrainMasker, job: Job, loaded: LoadedModel) -> MaskerRecipe:
+    return MaskerRecipe(
+        form=job.form,
+        mask_in=_term(section, section.mask_in, job.form),
+        mask_out=_term(section, section.mask_out, job.form),
+        epochs=section.nb_epochs,
+        batch_size=section.batch_size,
+        share=section.share,
+        masker_rate=section.masker_lr,
+        classifier_rate=section.classifier_lr,
+        decay_every=section.lr_decay_epochs,
+        momentum=section.momentum,
+        weight_decay=section.weight_decay,
+        historic=section.historic,
+        historic_probability=section.historic_probability if job.form == "ca" else 0.0,
+        zoo_every=section.zoo_every,
+        zoo_size=section.zoo_size,
+        areas=section.areas,
+        infiller=_infiller(section, loaded),
+        infill=tuple(section.infill),
+        # What a masked image has in removed places surrounds it too.
+        augmentation=augmentation(section.augmentation, lambda: loaded.normalization.mean),
+        precision=section.precision,
+    )
+
+
+def _term(
+    section: config.TrainMasker, asked: config.MaskInTerm | config.MaskOutTerm, form: config.MaskerFormName
+) -> Term | None:
+    if asked.criterion == "none":
+        return None
+    prior = None
+    if asked.criterion == "kldivergence":
+        weights = asked.prior.class_weights
+        values = asked.prior.model_dump() | {"class_weights": None if weights is None else tuple(weights)}
+        prior = Prior(**values)
+    lambda_r = asked.lambda_r if asked.lambda_r is not None else PUBLISHED_REWARD[form]
+    return Term(asked.objective, asked.direction, asked.weight, lambda_r, asked.lambda_tv, section.area_distance, prior)
+
+
+def _infiller(section: config.TrainMasker, loaded: LoadedModel) -> masker.Infiller | None:
+    asked = section.infiller
+    if asked is None:
+        return None
+    target = plugins.resolve(asked.name)
+    plugins.check_options(asked.name, target, asked.options, provided=("normalization",))
+    given = {"normalization": loaded.normalization} if plugins.wants(target, "normalization") else {}
+    infiller: Any = target(**asked.options, **given)
+    if not callable(getattr(infiller, "generate", None)):
+        raise PluginError(f"train_masker.infiller: {asked.name} has no generate(images, hole)")
+    return infiller  # type: ignore[no-any-return]
+
+
+def _origin(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, loaded: LoadedModel) -> dict[str, Any]:
+    if section.mask_in.criterion == section.mask_out.criterion == "none":
+        raise ConfigError("train_masker: mask_in.criterion and mask_out.criterion are both none; one term is needed")
+    left_out = {"model", "form", "permuted_labels", "pictures"}
+    if job.form == "fix":
+        left_out |= {"classifier_lr", "momentum", "historic", "historic_probability", "zoo_every", "zoo_size"}
+    code: dict[str, Any] = {"training": masker.RESULTS_VERSION, "network": masker_models.RESULTS_VERSION}
+    if section.infiller is not None:
+        code["infiller"] = plugins.code_version(plugins.resolve(section.infiller.name))
+    return {
+        "data": {name: run.dataset.split(name).fingerprint for name in ("train", "validation")},
+        "model": model_origin(section.model) | {"weights": loaded.weights_sha256},
+        "normalization": {"mean": list(loaded.normalization.mean), "std": list(loaded.normalization.std)},
+        "form": job.form,
+        "labels": "permuted" if job.is_permuted else "own",
+        "training": section.model_dump(mode="json", exclude=left_out),
+        "seed": run.config.seed,
+        "code": code,
+    }
+
+
+def _is_done(folder: Path, origin: dict[str, Any]) -> bool:
+    path = folder / "masker.pth"
+    kept = artefacts.read_json(folder / "masker.json")
+    if kept is None:
+        going_on = " (an interrupted training goes on)" if (folder / "checkpoint.pt").is_file() else ""
+        logger.info("%s: to be trained%s", path, going_on)
+        return False
+    if kept["origin"] != origin:
+        logger.info("%s: stale, to be trained again: %s", path, why_stale(kept["origin"], origin))
+        return False
+    if not path.is_file() or artefacts.sha256(path) != kept["sha256"]:
+        logger.info("%s: missing or not the file that was trained, to be trained again", path)
+        return False
+    logger.info("%s: complete", path)
+    return True
