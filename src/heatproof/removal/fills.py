@@ -24,6 +24,7 @@ from heatproof import plugins, seeding
 from heatproof.errors import InputError, PluginError, nearest
 from heatproof.removal.inpainting import CaGan, Cnn, DfNet, LearnedInfill, PartialConv
 from heatproof.removal.linear import impute_linear
+from heatproof.removal.orders import First
 from heatproof.removal.pixels import as_float, by_channel, colour_like, drawn
 from heatproof.removal.telea import Telea
 
@@ -35,6 +36,15 @@ class Fill(Protocol):
 
     def __call__(self, pixels: Tensor, removed: Tensor, indices: ArrayLike | None = None) -> Tensor:
         """Pixels (N, C, H, W) float, removed (N, H, W) or (N, C, H, W) bool, indices (N,): pixels, filled."""
+        ...
+
+
+@runtime_checkable
+class ByRemoval(Protocol):
+    """In the place of a fill: one for each removed fraction and end of the order, such as images that were stored."""
+
+    def at(self, fraction: float, first: First) -> Fill:
+        """The fill where this fraction goes, from this end."""
         ...
 
 

@@ -44,6 +44,7 @@ STAGES = {
     "extract-attribution-maps": Stage(
         "heatproof.stages.extract", "compute each attribution method's maps, once", "extract_cams"
     ),
+    "infill": Stage("heatproof.stages.infill", "fill the holes that maps cut into images, once", "infill"),
     "evaluate-attribution-maps-roar": Stage(
         "heatproof.stages.retrain", "ROAR and KAR: remove pixels, retrain, measure", "retrain_cls"
     ),
