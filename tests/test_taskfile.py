@@ -21,6 +21,7 @@ STAGES = {
     "evaluate-cls": "configs/roar_cifar10_resnet8.yml",
     "train-diffmask": "configs/diffmask_planted.yml",
     "extract-attribution-maps": "configs/roar_cifar10_resnet8.yml",
+    "train-infiller": "configs/infill_planted.yml",
     "infill": "configs/infill_planted.yml",
     "evaluate-attribution-maps-roar": "configs/roar_cifar10_resnet8.yml",
     "roar": "configs/roar_cifar10_resnet8.yml",

@@ -323,7 +323,21 @@ class InsertionDeletion(MapTest):
     deletion_fill: str | Plugin = Field("zero_normalised", description="where deletion ends")
 
 
-# --- infill
+# --- train_infiller, infill
+
+
+class TrainInfiller(Section):
+    """train-infiller: a small network that fills holes, trained on the images at hand."""
+
+    width: PositiveInt = Field(12, description="channels at full size; the cost grows with its square")
+    nb_epochs: PositiveInt = Field(10, description="passes over the training images")
+    batch_size: PositiveInt = 32
+    learning_rate: float = Field(3.0e-3, gt=0, description="of Adam, at the start; it falls to 0 along half a cosine")
+    test_samples: PositiveInt | None = Field(500, description="how many test images the comparison fills; null: all")
+    fills: Annotated[list[str], AfterValidator(_distinct)] = Field(
+        default=["mean", "kept_blur", "blur", "noisy_linear", "telea"],
+        description="what it is compared with; blur sees what stood in the hole, the others do not",
+    )
 
 
 class Infiller(Section):
@@ -568,6 +582,7 @@ class Config(Section):
     retrain_cls: RetrainCls | None = None
     pixel_perturbation_analysis: PixelPerturbationAnalysis | None = None
     insertion_deletion: InsertionDeletion | None = None
+    train_infiller: TrainInfiller | None = None
     infill: Infill | None = None
     road: Road | None = None
     faithfulness: Faithfulness | None = None

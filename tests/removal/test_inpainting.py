@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from heatproof import removal
 from heatproof.errors import InputError, MissingInputError, ModelError, PluginError
 from heatproof.models.inpainting import CaGanGenerator, CnnInfiller, DfNetGenerator, GatedUNet, PartialConvUNet
-from heatproof.removal.inpainting import IMAGENET, in_normalised_space
+from heatproof.removal.inpainting import IMAGENET, NormalisedInfill
 from tests.models import closed_formula
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "casme" / "infillers.npz"
@@ -80,7 +80,7 @@ def difference(found, golden, key):
 def generated(fill, golden, kept):
     """What a fill makes of images of which a soft mask is kept, in the code's normalised space."""
     with torch.inference_mode():
-        return in_normalised_space(fill, IMAGENET)(golden["images"] * kept, 1 - kept)
+        return NormalisedInfill(fill, IMAGENET).generate(golden["images"] * kept, 1 - kept)
 
 
 def composed(picture, golden, kept):
@@ -121,7 +121,7 @@ def test_cnn_and_blur_fill_as_published(kind, published, weights):
         cnn = removal.Cnn(weights("Cnn"), compat=f"mask_{mode}")
         with torch.inference_mode():
             pictures = {
-                "cnn": in_normalised_space(cnn, IMAGENET)(published["images"], 1 - kept),
+                "cnn": NormalisedInfill(cnn, IMAGENET).generate(published["images"], 1 - kept),
                 "blur": IMAGENET(removal.MaskingBlur(IMAGENET.mean).replacement(pixels_of(published["images"]))),
                 "dummy": IMAGENET(removal.ZeroNormalised(IMAGENET.mean).replacement(pixels_of(published["images"]))),
             }
@@ -192,7 +192,8 @@ def test_sides_that_do_not_fit_are_padded_and_cut_off(weights):
 def test_gradients_flow_through_generate(fills):
     pixels, removed = batch(1)
     holes = removed[:, None].float().requires_grad_()
-    in_normalised_space(fills["LearnedInfill"], IMAGENET)(IMAGENET(pixels), holes).sum().backward()
+    normalised = removal.normalised_infill("LearnedInfill", IMAGENET, checkpoint=fills["LearnedInfill"].checkpoint)
+    normalised.generate(IMAGENET(pixels), holes).sum().backward()
     assert holes.grad.abs().sum() > 0
 
 

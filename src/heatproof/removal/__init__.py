@@ -8,6 +8,7 @@ from heatproof.removal.fills import (
     ByRemoval,
     Fill,
     ImageMean,
+    KeptBlur,
     MaskingBlur,
     Mean,
     Noise,
@@ -17,8 +18,9 @@ from heatproof.removal.fills import (
     ZeroNormalised,
     build_fill,
     fill,
+    normalised_infill,
 )
-from heatproof.removal.inpainting import CaGan, Cnn, DfNet, LearnedInfill, PartialConv, in_normalised_space
+from heatproof.removal.inpainting import CaGan, Cnn, DfNet, LearnedInfill, NormalisedInfill, PartialConv
 from heatproof.removal.linear import impute_linear
 from heatproof.removal.orders import First, count, inverse, orders, rank_tensor, ranks, removed, tie_keys, tied_share
 from heatproof.removal.scores import DegradedScores, SubsetScores, degraded_scores, subset_scores
@@ -37,11 +39,13 @@ __all__ = [
     "Fill",
     "First",
     "ImageMean",
+    "KeptBlur",
     "LearnedInfill",
     "MaskingBlur",
     "Mean",
     "Noise",
     "NoisyLinear",
+    "NormalisedInfill",
     "PartialConv",
     "Replacing",
     "RiseBlur",
@@ -53,8 +57,8 @@ __all__ = [
     "degraded_scores",
     "fill",
     "impute_linear",
-    "in_normalised_space",
     "inverse",
+    "normalised_infill",
     "orders",
     "rank_tensor",
     "ranks",

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from heatproof import plugins, seeding
 from heatproof.errors import InputError, PluginError, nearest
-from heatproof.removal.inpainting import CaGan, Cnn, DfNet, LearnedInfill, PartialConv
+from heatproof.models import Normalization
+from heatproof.removal.inpainting import CaGan, Cnn, DfNet, LearnedInfill, NormalisedInfill, PartialConv
 from heatproof.removal.linear import impute_linear
 from heatproof.removal.orders import First
 from heatproof.removal.pixels import as_float, by_channel, colour_like, drawn
@@ -159,6 +160,30 @@ class Blur:
         return rows @ pixels @ columns.T
 
     __call__ = _replace
+
+
+@dataclass(frozen=True)
+class KeptBlur:
+    """The Gaussian mean of the pixels that are kept: a blur that, unlike `Blur`, does not see what is removed.
+
+    (G x k + e mean) / (G k + e) with the Gaussian G of `Blur`, k 1 where a pixel x is kept, and e = 0.001: the mean colour
+    stands where nothing near is kept.
+
+    Args:
+        mean: one value for each channel, in [0, 1] units.
+        sigma: standard deviation as a share of the longer side.
+    """
+
+    mean: tuple[float, ...]
+    sigma: float = 0.05
+
+    def __call__(self, pixels: Tensor, removed: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """Replaces the removed pixels; the others stay as they are."""
+        pixels = as_float(pixels)
+        holes = by_channel(removed, pixels)
+        kept, blur, little = (~holes).to(pixels.dtype), Blur(self.sigma), 1e-3
+        near = blur.replacement(pixels * kept) + little * colour_like(self.mean, pixels)
+        return torch.where(holes, near / (blur.replacement(kept) + little), pixels)
 
 
 @dataclass(frozen=True)
@@ -302,6 +327,7 @@ FILLS: dict[str, Callable[..., Fill]] = {
     "black": Black,
     "image_mean": ImageMean,
     "blur": Blur,
+    "kept_blur": KeptBlur,
     "rise_blur": RiseBlur,
     "masking_blur": MaskingBlur,
     "noise": Noise,
@@ -390,6 +416,18 @@ def fill(
     elif options:
         raise InputError(f"fill: options {sorted(options)} given beside a finished fill; set them in the fill itself")
     return how(pixels, torch.as_tensor(removed, device=pixels.device), indices)
+
+
+def normalised_infill(infill: str, normalization: Normalization, **options: Any) -> NormalisedInfill:
+    """A fill by a network, by its name in `GENERATIVE`, with `generate(images, hole)` for normalised images.
+
+    Raises:
+        PluginError: the name is not known, or the options do not fit.
+    """
+    if infill not in GENERATIVE:
+        raise PluginError(f"infill: there is no {infill!r}{nearest(infill, GENERATIVE)}")
+    built: Any = build_fill(infill, **options)
+    return NormalisedInfill(built, normalization)
 
 
 def _plain(colour: ArrayLike | None) -> tuple[float, ...] | None:

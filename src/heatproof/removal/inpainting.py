@@ -1,14 +1,13 @@
 """Fills by networks that were trained to fill holes. Their weights come from the user's file; none are bundled.
 
 Beside the call that all fills have, each has `generate(pixels, holes)`: whole pictures, in [0, 1], for holes that may
-be soft (values between 0 and 1), with gradients left on. `in_normalised_space` gives that to whoever works on images.
+be soft (values between 0 and 1), with gradients left on. `NormalisedInfill` gives that to whoever works on images.
 
 Filling what a mask keeps out is filling the mask's holes; filling what lies around it ("mask-in") is the same with the
 other mask. Published code treats the two differently, by mistake; `compat` keeps that where it must be compared with.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -247,13 +246,21 @@ class LearnedInfill:
     __call__ = _fill_holes
 
 
-def in_normalised_space(infill: Generating, normalization: Normalization) -> Callable[[Tensor, Tensor], Tensor]:
-    """A fill's `generate` for normalised images: images (N, C, H, W) and holes (N, 1, H, W) -> images."""
+@dataclass(frozen=True)
+class NormalisedInfill:
+    """A fill by a network, for whoever works on normalised images and soft masks, such as the training of a masker.
 
-    def generate(images: Tensor, holes: Tensor) -> Tensor:
-        return normalization(infill.generate(_denormalised(images, normalization), holes))
+    Args:
+        infill: the fill.
+        normalization: of the images.
+    """
 
-    return generate
+    infill: Generating
+    normalization: Normalization
+
+    def generate(self, images: Tensor, hole: Tensor) -> Tensor:
+        """Pictures (N, C, H, W) from images of that shape and a hole (N, 1, H, W) each, values in [0, 1], 1 = removed."""
+        return self.normalization(self.infill.generate(_denormalised(images, self.normalization), hole))
 
 
 def _with_weights(network: Network, weights: str, source: str, prefix: str = "") -> Network:

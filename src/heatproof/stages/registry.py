@@ -41,6 +41,9 @@ STAGES = {
     "train-diffmask": Stage(
         "heatproof.stages.train_diffmask", "learn which patches the classifier needs, for DiffMask", "train_diffmask"
     ),
+    "train-infiller": Stage(
+        "heatproof.stages.train_infiller", "train a small network to fill holes of these images", "train_infiller"
+    ),
     "extract-attribution-maps": Stage(
         "heatproof.stages.extract", "compute each attribution method's maps, once", "extract_cams"
     ),

@@ -1,14 +1,19 @@
 """A compact network that is trained to fill holes of small images."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+NARROWEST = 0.7  # sigma in pixels of the first guess's narrowest Gaussian
+TRUST = 0.01  # share of known neighbours below which the next wider Gaussian counts more
 
 
 class GatedUNet(nn.Module):
     """A U-Net of gated convolutions that corrects a first guess; sides are multiples of 4.
 
-    The first guess is `pyramid_fill`, which needs no training; the network sees it beside the holes and adds what it has
+    The first guess is `smooth_fill`, which needs no training; the network sees it beside the holes and adds what it has
     learnt. A gated convolution multiplies its answer by a learnt weight in (0, 1) at each place and channel, so that
     known and guessed pixels can count differently.
 
@@ -22,7 +27,7 @@ class GatedUNet(nn.Module):
 
     multiple = 4
 
-    def __init__(self, channels: int = 3, width: int = 16):
+    def __init__(self, channels: int = 3, width: int = 12):
         super().__init__()
         self.at_full = _Gated(channels + 1, width)
         self.at_half = _Gated(width, 2 * width, stride=2)
@@ -47,7 +52,7 @@ class GatedUNet(nn.Module):
             pixels: (N, C, H, W) in [0, 1]; what stands in the holes is not used.
             holes: (N, 1, H, W), 1 in a hole.
         """
-        guess = pyramid_fill(pixels, holes)
+        guess = smooth_fill(pixels, holes)
         full = self.at_full(torch.cat((guess - 0.5, holes), dim=1))
         half = self.at_half(full)
         deep = self.around(self.at_quarter(half))
@@ -69,30 +74,40 @@ class _Gated(nn.Module):
         return functional.elu(answer) * torch.sigmoid(gate)
 
 
-def pyramid_fill(pixels: Tensor, holes: Tensor) -> Tensor:
-    """Fills holes with the mean of what is known around them, in the smallest square that knows anything.
+def smooth_fill(pixels: Tensor, holes: Tensor) -> Tensor:
+    """Fills holes with a Gaussian mean of what is known around them, as narrow a one as knows something.
 
-    The squares have sides of 2, 4, 8, ...; between their centres the means are interpolated. An image without any known
-    pixel becomes grey (0.5).
+    For sigma = 0.7, 1.4, 2.8, ... pixels, up to a third of the longer side, g(sigma) = (G x k + e g(2 sigma)) / (G k + e):
+    G the Gaussian, k 1 where a pixel x is known, e = 0.01. The widest falls back on the mean of all known pixels, and an
+    image without any becomes grey (0.5). All pixels are smoothed, the known ones too.
 
     Args:
         pixels: (N, C, H, W); what stands in the holes is not used.
         holes: (N, 1, H, W), 1 in a hole; values between count as partly known.
 
-    >>> pixels, holes = torch.tensor([[[[0.2, 9.0], [0.4, 0.6]]]]), torch.tensor([[[[0.0, 1.0], [0.0, 0.0]]]])
-    >>> round(pyramid_fill(pixels, holes)[0, 0, 0, 1].item(), 6)
-    0.4
+    >>> pixels, holes = torch.tensor([[[[0.2, 9.0, 0.2]]]]), torch.tensor([[[[0.0, 1.0, 0.0]]]])
+    >>> round(smooth_fill(pixels, holes)[0, 0, 0, 1].item(), 6)
+    0.2
     """
     known = 1 - holes
-    if max(pixels.shape[2:]) == 1:
-        return torch.where(holes < 1, pixels, 0.5)
-    weight = functional.avg_pool2d(known, 2, ceil_mode=True, count_include_pad=False)
-    total = functional.avg_pool2d(pixels * known, 2, ceil_mode=True, count_include_pad=False)
-    coarse = torch.where(weight > 0, total / weight.clamp(min=1e-6), 0.5)
-    # A square counts as known as soon as one of its pixels is.
-    coarse = pyramid_fill(coarse, (weight == 0).to(pixels.dtype))
-    around = functional.interpolate(coarse, size=pixels.shape[2:], mode="bilinear", align_corners=False)
-    return pixels * known + around * holes
+    seen = pixels * known
+    total = known.sum(dim=(2, 3), keepdim=True)
+    filled = torch.where(total > 0, seen.sum(dim=(2, 3), keepdim=True) / total.clamp(min=1e-6), 0.5)
+    for sigma in reversed(_sigmas(max(pixels.shape[2:]))):
+        rows, columns = (_gaussians(size, sigma, pixels) for size in pixels.shape[2:])
+        filled = (rows @ seen @ columns + TRUST * filled) / (rows @ known @ columns + TRUST)
+    return filled
+
+
+def _sigmas(side: int) -> list[float]:
+    return [NARROWEST * 2**step for step in range(1 + max(0, math.ceil(math.log2(side / 3 / NARROWEST))))]
+
+
+def _gaussians(size: int, sigma: float, like: Tensor) -> Tensor:
+    """(size, size), a Gaussian around each position; its sum over all positions is 1."""
+    places = torch.arange(size, dtype=like.dtype, device=like.device)
+    distances = places[:, None] - places
+    return torch.exp(-distances.square() / (2 * sigma**2)) / (sigma * math.sqrt(2 * math.pi))
 
 
 def _doubled(features: Tensor) -> Tensor:
