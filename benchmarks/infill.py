@@ -125,19 +125,21 @@ def compare_streaming(run: Run, repeats: int, clock: Callable[[], float]) -> Non
         name: Examples(split, torch.device("cpu"), removal=Removal(maps.ranks, degrade))
         for name, degrade in sides.items()
     }
-    seconds = timed({name: lambda source=source: epoch(source) for name, source in examples.items()}, repeats, clock)
+    few = Examples(run.dataset.split("test"), torch.device("cpu"))
+    seconds = timed(
+        {name: lambda source=source: epoch(source, few) for name, source in examples.items()}, repeats, clock
+    )
     for name, value in seconds.items():
         print(f"ROAR epoch of ResNet8 on infilled images from {name}: {len(split) / value:.0f} img/s")
     print(f"streamed / in memory: {seconds['HDF5'] / seconds['memory']:.3f} (aim <= 1.03)")
 
 
-def epoch(train: Examples) -> None:
+def epoch(train: Examples, few: Examples) -> None:
     adam, loss = Named("torch.optim.Adam", {"lr": 1e-3}), Named("torch.nn.CrossEntropyLoss")
     torch.manual_seed(0)
     module = ResNet8(num_classes=8)
     recipe = Recipe(adam, None, loss, 1, 256, Augmentation(4))
-    run = classifier._Run(module, lambda pixels: pixels, recipe, 0, ("bench",))
-    run._learn(0, train, lambda: None)
+    classifier.fit(module, lambda pixels: pixels, train, few, recipe, seed=0, purpose=("bench",))
 
 
 def timed(sides: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]) -> dict[str, float]:
