@@ -75,20 +75,18 @@ def _closed(pixels: Tensor, holes: Tensor, radius: int, fallback: Tensor) -> Ten
     distance = torch.from_numpy(_distances(holes.cpu().numpy())).to(pixels)
     normal = torch.stack(torch.gradient(distance, dim=(1, 2)) if min(distance.shape[1:]) > 1 else [distance * 0] * 2)
     normal = functional.pad(normal / normal.square().sum(0).sqrt().clamp(min=1e-6), edges).flatten(1)
-    known = functional.pad(~holes, edges).flatten()
     front = functional.pad(distance, edges, value=-1.0)
-    width, shape = front.shape[2], front.shape
+    shape = front.shape
     front = front.flatten()
-    values = functional.pad(torch.where(holes[:, None], fallback, pixels), edges)
-    values = values.movedim(1, 0).reshape(pixels.shape[1], -1)
+    values = functional.pad(torch.where(holes[:, None], fallback, pixels), edges).movedim(1, 3).flatten(0, 2)
+    plane = _Plane(values, functional.pad(~holes, edges).flatten(), front, normal, shape[2])
     # An image without a known pixel has an infinite distance everywhere, and keeps the fallback.
     reached = torch.nonzero((front > 0) & front.isfinite()).flatten()
     reached = reached[torch.argsort(front[reached], stable=True)]
     _, sizes = torch.unique_consecutive(front[reached], return_counts=True)
     for places in reached.split(sizes.tolist()):
-        values[:, places] = _extrapolated(values, known, front, normal, places, radius, width)
-        known[places] = True
-    closed = values.view(len(values), *shape).movedim(0, 1)
+        plane.reach(places, radius)
+    closed = plane.values.view(*shape, pixels.shape[1]).movedim(3, 1)
     return closed[:, :, margin:-margin, margin:-margin]
 
 
@@ -103,29 +101,51 @@ def _distances(holes: NDArray[np.bool_]) -> NDArray[np.float64]:
     return found
 
 
-def _extrapolated(
-    values: Tensor, known: Tensor, front: Tensor, normal: Tensor, places: Tensor, radius: int, width: int
-) -> Tensor:
-    """New values (C, M) of the M pixels at `places`, all at one distance."""
-    total = values.new_zeros(len(values), len(places))
-    weights = values.new_zeros(len(places))
-    reach = range(-radius, radius + 1)
-    for down, along in ((d, a) for d in reach for a in reach if 0 < d * d + a * a <= radius * radius):
-        others = places + down * width + along
-        square = down * down + along * along
-        # (p - q) is minus the offset; only the size of the product counts.
-        direction = (down * normal[0, places] + along * normal[1, places]).abs() / math.sqrt(square)
-        level = 1 / (1 + (front[places] - front[others]).abs())
-        weight = known[others] * direction.clamp(min=LEAST_DIRECTION) * level / square
-        slope = _slope(values, known, others, width) * down + _slope(values, known, others, 1) * along
-        total = total + torch.where(known[others], weight * (values[:, others] - slope), 0.0)
-        weights = weights + weight
-    return (total / weights).clamp(0, 1)
+class _Plane:
+    """All images of a batch behind each other, with a margin that is never known.
 
+    Args:
+        values: (P, C), of each pixel.
+        known: (P,).
+        front: (P,), the distance at which each is reached.
+        normal: (2, P), in which direction the distance grows, down and along.
+        width: of a row.
+    """
 
-def _slope(values: Tensor, known: Tensor, places: Tensor, step: int) -> Tensor:
-    """Difference of neighbours at `places` (C, M), of those that are known; 0 where none is."""
-    after, before = known[places + step], known[places - step]
-    rise = torch.where(after, values[:, places + step] - values[:, places], 0.0)
-    rise = rise + torch.where(before, values[:, places] - values[:, places - step], 0.0)
-    return rise / (after.to(values.dtype) + before).clamp(min=1)
+    def __init__(self, values: Tensor, known: Tensor, front: Tensor, normal: Tensor, width: int):
+        self.values, self.known, self.front, self.normal, self.width = values, known, front, normal, width
+        self.steps = (width, 1)  # from a pixel to the one below it, and to the next
+        self.slopes = values.new_zeros(len(values), 2, values.shape[1])
+        self._measure(torch.arange(len(values), device=values.device)[width:-width])
+
+    def reach(self, places: Tensor, radius: int) -> None:
+        """Gives the pixels at `places` (M,), all at one distance, their values, and makes them known."""
+        self.values[places] = self._extrapolated(places, radius)
+        self.known[places] = True
+        self._measure(torch.cat([places, *(places + sign * step for step in self.steps for sign in (-1, 1))]))
+
+    def _extrapolated(self, places: Tensor, radius: int) -> Tensor:
+        total = self.values.new_zeros(len(places), self.values.shape[1])
+        weights = self.values.new_zeros(len(places))
+        front, (normal_down, normal_along) = self.front[places], self.normal[:, places]
+        reach = range(-radius, radius + 1)
+        for down, along in ((d, a) for d in reach for a in reach if 0 < d * d + a * a <= radius * radius):
+            others = places + down * self.width + along
+            square = down * down + along * along
+            # (p - q) is minus the offset; of the product with the normal only the size counts.
+            direction = (down * normal_down + along * normal_along).abs() / math.sqrt(square)
+            level = 1 / (1 + (front - self.front[others]).abs())
+            weight = self.known[others] * direction.clamp(min=LEAST_DIRECTION) * level / square
+            slopes = self.slopes[others]
+            total += weight[:, None] * (self.values[others] - down * slopes[:, 0] - along * slopes[:, 1])
+            weights += weight
+        return (total / weights[:, None]).clamp(0, 1)
+
+    def _measure(self, places: Tensor) -> None:
+        """Takes the gradient at `places` from the neighbours that are known; 0 where none is."""
+        here = self.values[places]
+        for axis, step in enumerate(self.steps):
+            after, before = self.known[places + step, None], self.known[places - step, None]
+            rise = torch.where(after, self.values[places + step] - here, 0.0)
+            rise += torch.where(before, here - self.values[places - step], 0.0)
+            self.slopes[places, axis] = rise / (after.to(here.dtype) + before).clamp(min=1)
