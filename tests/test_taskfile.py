@@ -22,6 +22,8 @@ STAGES = {
     "train-diffmask": "configs/diffmask_planted.yml",
     "train-masker": "configs/masker_planted.yml",
     "extract-attribution-maps": "configs/roar_cifar10_resnet8.yml",
+    "train-infiller": "configs/infill_planted.yml",
+    "infill": "configs/infill_planted.yml",
     "evaluate-attribution-maps-roar": "configs/roar_cifar10_resnet8.yml",
     "roar": "configs/roar_cifar10_resnet8.yml",
     "lerf": "configs/lerf_imagenet_resnet50.yml",

@@ -79,6 +79,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def named_files(options: Mapping[str, Any]) -> dict[str, str]:
+    """Options that name a file which is there, with its SHA-256: what a result owes to a file counts by its content."""
+    named = {option: Path(value) for option, value in options.items() if isinstance(value, str)}
+    return {option: sha256(path) for option, path in named.items() if path.is_file()}
+
+
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """What differs between two origins, one phrase each, such as "method.steps: 20 -> 50"; empty where they are equal."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):

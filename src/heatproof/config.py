@@ -18,6 +18,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    field_validator,
 )
 
 from heatproof.errors import ConfigError, nearest
@@ -452,6 +453,53 @@ class InsertionDeletion(MapTest):
     deletion_fill: str | Plugin = Field("zero_normalised", description="where deletion ends")
 
 
+# --- train_infiller, infill
+
+
+class TrainInfiller(Section):
+    """train-infiller: a small network that fills holes, trained on the images at hand."""
+
+    width: PositiveInt = Field(12, description="channels at full size; the cost grows with its square")
+    nb_epochs: PositiveInt = Field(10, description="passes over the training images")
+    batch_size: PositiveInt = 32
+    learning_rate: float = Field(3.0e-3, gt=0, description="of Adam, at the start; it falls to 0 along half a cosine")
+    test_samples: PositiveInt | None = Field(500, description="how many test images the comparison fills; null: all")
+    fills: Annotated[list[str], AfterValidator(_distinct)] = Field(
+        default=["mean", "kept_blur", "blur", "noisy_linear", "telea"],
+        description="what it is compared with; blur sees what stood in the hole, the others do not",
+    )
+
+
+class Infiller(Section):
+    """A fill whose answers are kept."""
+
+    name: FileName = Field(description="stages name it as infill:NAME")
+    infiller: str = Field(description="a fill's name, such as CaGan, LearnedInfill or telea, or a dotted path")
+    kwargs: Options = Field(default_factory=dict)
+
+
+class Infill(Methods):
+    """infill: fills the holes that maps cut, once. What its section leaves out is taken from extract_cams."""
+
+    infillers: Annotated[list[Infiller], Field(min_length=1)]
+    percentiles: Annotated[
+        list[Annotated[float, Field(gt=0, le=100)]], Field(min_length=1), AfterValidator(_distinct)
+    ] = Field([10, 30, 50, 70, 90], description="removed percent")
+    orders: Annotated[
+        list[Literal["most", "least"]], BeforeValidator(_as_list), AfterValidator(_distinct), Field(min_length=1)
+    ] = Field(["most"], description="which pixels go first: the most important (ROAR, MoRF) or the least (KAR, LeRF)")
+    splits: Annotated[list[Literal["train", "validation", "test"]], AfterValidator(_distinct), Field(min_length=1)] = (
+        Field(["train", "validation", "test"], description="those that are there; test is enough without retraining")
+    )
+    batch_size: PositiveInt = Field(64, description="images that are filled at a time")
+
+    @field_validator("infillers")
+    @classmethod
+    def _named_once(cls, infillers: list[Infiller]) -> list[Infiller]:
+        _distinct([infiller.name for infiller in infillers])
+        return infillers
+
+
 # --- road
 
 
@@ -665,6 +713,8 @@ class Config(Section):
     retrain_cls: RetrainCls | None = None
     pixel_perturbation_analysis: PixelPerturbationAnalysis | None = None
     insertion_deletion: InsertionDeletion | None = None
+    train_infiller: TrainInfiller | None = None
+    infill: Infill | None = None
     road: Road | None = None
     faithfulness: Faithfulness | None = None
     localise: Localise | None = None
@@ -746,7 +796,8 @@ def _complete_tests(content: dict[str, Any]) -> None:
     extraction = content.get("extract_cams")
     if not isinstance(extraction, dict):
         return
-    for name, kind in map_tests().items():
+    kinds: dict[str, type[Methods]] = {**map_tests(), "infill": Infill}
+    for name, kind in kinds.items():
         if isinstance(content.get(name), dict):
             shared = {key: extraction[key] for key in extraction if key in kind.model_fields and key != "batch_size"}
             content[name] = shared | content[name]

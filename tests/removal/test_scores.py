@@ -248,3 +248,41 @@ def test_messages(changes, message):
     arguments = {"pixels": pixels, "ranks": ranks, "targets": targets} | changes
     with pytest.raises(InputError, match=message):
         scored(**arguments)
+
+
+class ByFraction:
+    """In the place of a fill: one for each removal, which must be asked for this removal only."""
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+    def at(self, fraction, first):
+        colour = (fraction, fraction / 2, 1.0 if first == "most" else 0.0)
+
+        def fill(pixels, removed, indices=None):
+            assert (removed.flatten(1).sum(1) == removal.count(fraction, self.pixels)).all()
+            return removal.Mean(colour)(pixels, removed)
+
+        return fill
+
+
+@pytest.mark.parametrize("rows_per_forward", [2, 3, 64])
+def test_each_removal_may_have_a_fill_of_its_own(rows_per_forward):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 5 * 6, 4)).eval()
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.random((5, 3, 5, 6), dtype=np.float32))
+    ranks = removal.ranks(removal.orders(rng.random((5, 5, 6)), ties="index"), size=(5, 6))
+    targets = np.arange(5) % 4
+    common = {"normalize": lambda x: x - 0.5, "rows_per_forward": rows_per_forward}
+    found = removal.degraded_scores(
+        model, pixels, ranks, targets, fractions=(0.1, 0.5, 0.9), fill=ByFraction(30), **common
+    )
+    for place, first in enumerate(("most", "least")):
+        for step, fraction in enumerate((0.1, 0.5, 0.9), 1):
+            fill = removal.Mean((fraction, fraction / 2, 1.0 if first == "most" else 0.0))
+            alone = removal.degraded_scores(
+                model, pixels, ranks, targets, fractions=(fraction,), fill=fill, firsts=(first,), **common
+            )
+            np.testing.assert_allclose(found.logit[:, place, step], alone.logit[:, 0, 1], rtol=1e-5)
+            np.testing.assert_allclose(found.logit[:, place, 0], alone.logit[:, 0, 0], rtol=1e-5)

@@ -7,7 +7,6 @@ A dotted path names a *factory* `(model, **kwargs)` that returns a callable `(im
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,8 +66,7 @@ class Explainer:
 
     def files(self) -> dict[str, str]:
         """Options that name a file which is there, with its SHA-256: what a method learnt counts by its content."""
-        named = {option: Path(value) for option, value in self.options.items() if isinstance(value, str)}
-        return {option: artefacts.sha256(path) for option, path in named.items() if path.is_file()}
+        return artefacts.named_files(self.options)
 
     def bind(self, model: nn.Module, provided: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor], Explained]:
         """The method at work on a model, which is frozen in eval mode during each call and put back afterwards.

@@ -2,10 +2,14 @@
 
 from heatproof.removal.fills import (
     FILLS,
+    GENERATIVE,
     Black,
     Blur,
+    ByRemoval,
     Fill,
     ImageMean,
+    KeptBlur,
+    MaskingBlur,
     Mean,
     Noise,
     NoisyLinear,
@@ -14,25 +18,39 @@ from heatproof.removal.fills import (
     ZeroNormalised,
     build_fill,
     fill,
+    normalised_infill,
 )
+from heatproof.removal.inpainting import CaGan, Cnn, DfNet, LearnedInfill, NormalisedInfill, PartialConv
 from heatproof.removal.linear import impute_linear
 from heatproof.removal.orders import First, count, inverse, orders, rank_tensor, ranks, removed, tie_keys, tied_share
 from heatproof.removal.scores import DegradedScores, SubsetScores, degraded_scores, subset_scores
+from heatproof.removal.telea import Telea
 
 __all__ = [
     "FILLS",
+    "GENERATIVE",
     "Black",
     "Blur",
+    "ByRemoval",
+    "CaGan",
+    "Cnn",
     "DegradedScores",
+    "DfNet",
     "Fill",
     "First",
     "ImageMean",
+    "KeptBlur",
+    "LearnedInfill",
+    "MaskingBlur",
     "Mean",
     "Noise",
     "NoisyLinear",
+    "NormalisedInfill",
+    "PartialConv",
     "Replacing",
     "RiseBlur",
     "SubsetScores",
+    "Telea",
     "ZeroNormalised",
     "build_fill",
     "count",
@@ -40,6 +58,7 @@ __all__ = [
     "fill",
     "impute_linear",
     "inverse",
+    "normalised_infill",
     "orders",
     "rank_tensor",
     "ranks",

@@ -9,6 +9,7 @@ whoever removes many fractions of one image asks for it once.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -21,8 +22,12 @@ from torch import Tensor
 
 from heatproof import plugins, seeding
 from heatproof.errors import InputError, PluginError, nearest
+from heatproof.models import Normalization
+from heatproof.removal.inpainting import CaGan, Cnn, DfNet, LearnedInfill, NormalisedInfill, PartialConv
 from heatproof.removal.linear import impute_linear
+from heatproof.removal.orders import First
 from heatproof.removal.pixels import as_float, by_channel, colour_like, drawn
+from heatproof.removal.telea import Telea
 
 RESULTS_VERSION = 1
 
@@ -32,6 +37,15 @@ class Fill(Protocol):
 
     def __call__(self, pixels: Tensor, removed: Tensor, indices: ArrayLike | None = None) -> Tensor:
         """Pixels (N, C, H, W) float, removed (N, H, W) or (N, C, H, W) bool, indices (N,): pixels, filled."""
+        ...
+
+
+@runtime_checkable
+class ByRemoval(Protocol):
+    """In the place of a fill: one for each removed fraction and end of the order, such as images that were stored."""
+
+    def at(self, fraction: float, first: First) -> Fill:
+        """The fill where this fraction goes, from this end."""
         ...
 
 
@@ -149,6 +163,30 @@ class Blur:
 
 
 @dataclass(frozen=True)
+class KeptBlur:
+    """The Gaussian mean of the pixels that are kept: a blur that, unlike `Blur`, does not see what is removed.
+
+    (G x k + e mean) / (G k + e) with the Gaussian G of `Blur`, k 1 where a pixel x is kept, and e = 0.001: the mean colour
+    stands where nothing near is kept.
+
+    Args:
+        mean: one value for each channel, in [0, 1] units.
+        sigma: standard deviation as a share of the longer side.
+    """
+
+    mean: tuple[float, ...]
+    sigma: float = 0.05
+
+    def __call__(self, pixels: Tensor, removed: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """Replaces the removed pixels; the others stay as they are."""
+        pixels = as_float(pixels)
+        holes = by_channel(removed, pixels)
+        kept, blur, little = (~holes).to(pixels.dtype), Blur(self.sigma), 1e-3
+        near = blur.replacement(pixels * kept) + little * colour_like(self.mean, pixels)
+        return torch.where(holes, near / (blur.replacement(kept) + little), pixels)
+
+
+@dataclass(frozen=True)
 class RiseBlur:
     """The image, blurred as by RISE: the exact start image of its insertion curves.
 
@@ -187,6 +225,37 @@ class RiseBlur:
         height, width = pixels.shape[2:]
         rows = torch.from_numpy(_rise_matrix(height, self.size, self.sigma)).to(pixels)
         columns = torch.from_numpy(_rise_matrix(width, self.size, self.sigma)).to(pixels)
+        return rows @ (pixels - mean) @ columns.T + mean
+
+    __call__ = _replace
+
+
+@dataclass(frozen=True)
+class MaskingBlur:
+    """The image, blurred as by the masking-based saliency code: a wide Gaussian, the normalisation's mean beyond the border.
+
+    The whole image is blurred, what is removed included; towards the border it fades to the mean colour.
+
+    Args:
+        normalization_mean: the mean that the model's normalisation subtracts, one value for each channel.
+        sigma: standard deviation in pixels; cut off at four of them.
+
+    Reference:
+        Phang, Park, Geras, arXiv:2010.09750: the authors' `blur` infiller, for images of 224.
+    """
+
+    normalization_mean: tuple[float, ...]
+    sigma: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise InputError(f"sigma: {self.sigma} must be above 0, in pixels")
+
+    def replacement(self, pixels: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """The blurred images, (N, C, H, W)."""
+        pixels = as_float(pixels)
+        mean = colour_like(self.normalization_mean, pixels)
+        rows, columns = (torch.from_numpy(_cut_gaussian_matrix(n, self.sigma)).to(pixels) for n in pixels.shape[2:])
         return rows @ (pixels - mean) @ columns.T + mean
 
     __call__ = _replace
@@ -258,9 +327,19 @@ FILLS: dict[str, Callable[..., Fill]] = {
     "black": Black,
     "image_mean": ImageMean,
     "blur": Blur,
+    "kept_blur": KeptBlur,
     "rise_blur": RiseBlur,
+    "masking_blur": MaskingBlur,
     "noise": Noise,
     "noisy_linear": NoisyLinear,
+    "telea": Telea,
+}
+GENERATIVE: dict[str, Callable[..., Fill]] = {
+    "CaGan": CaGan,
+    "DfNet": DfNet,
+    "PartialConv": PartialConv,
+    "Cnn": Cnn,
+    "LearnedInfill": LearnedInfill,
 }
 
 
@@ -275,7 +354,7 @@ def build_fill(
     """The fill of a name or of a dotted path, its options checked.
 
     Args:
-        how: a name of `FILLS`, or the dotted path of a class or function that returns a fill, or of a function
+        how: a name of `FILLS` or `GENERATIVE`, or the dotted path of a class or function that returns a fill, or of a function
             `(pixels, removed, **options) -> pixels`.
         mean: mean colour of the data set's training split, for fills that take it.
         normalization_mean: mean of the model's normalisation, for fills that take it.
@@ -291,12 +370,13 @@ def build_fill(
     Traceback (most recent call last):
     heatproof.errors.PluginError: fill: there is no 'blurr'; did you mean 'blur'?
     """
-    if how in FILLS:
-        target: Any = FILLS[how]
+    known = FILLS | GENERATIVE
+    if how in known:
+        target: Any = known[how]
     elif "." in how:
         target = plugins.resolve(how)
     else:
-        raise PluginError(f"fill: there is no {how!r}{nearest(how, FILLS)}")
+        raise PluginError(f"fill: there is no {how!r}{nearest(how, known)}")
     given = {"mean": _plain(mean), "normalization_mean": _plain(normalization_mean), "seed": seed}
     provided = {name: value for name, value in given.items() if value is not None}
     is_function = callable(target) and not isinstance(target, type) and plugins.wants(target, "pixels")
@@ -338,6 +418,18 @@ def fill(
     return how(pixels, torch.as_tensor(removed, device=pixels.device), indices)
 
 
+def normalised_infill(infill: str, normalization: Normalization, **options: Any) -> NormalisedInfill:
+    """A fill by a network, by its name in `GENERATIVE`, with `generate(images, hole)` for normalised images.
+
+    Raises:
+        PluginError: the name is not known, or the options do not fit.
+    """
+    if infill not in GENERATIVE:
+        raise PluginError(f"infill: there is no {infill!r}{nearest(infill, GENERATIVE)}")
+    built: Any = build_fill(infill, **options)
+    return NormalisedInfill(built, normalization)
+
+
 def _plain(colour: ArrayLike | None) -> tuple[float, ...] | None:
     return None if colour is None else tuple(np.asarray(colour, dtype=np.float64).reshape(-1).tolist())
 
@@ -358,4 +450,13 @@ def _rise_matrix(image: int, size: int, sigma: float) -> NDArray[np.float64]:
     """
     kernel = _gaussian_matrix(size, sigma)[:, size // 2]
     matrix: NDArray[np.float64] = ndimage.correlate1d(np.eye(image), kernel, axis=0, mode="constant")
+    return matrix
+
+
+@functools.lru_cache(maxsize=16)
+def _cut_gaussian_matrix(size: int, sigma: float) -> NDArray[np.float64]:
+    """(size, size); times a column of samples, it is the column blurred by a Gaussian of four sigmas, zeros beyond."""
+    taps = np.arange(-math.ceil(4 * sigma), math.ceil(4 * sigma) + 1)
+    kernel = np.exp(-(taps**2) / (2 * sigma**2))
+    matrix: NDArray[np.float64] = ndimage.correlate1d(np.eye(size), kernel / kernel.sum(), axis=0, mode="constant")
     return matrix

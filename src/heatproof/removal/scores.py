@@ -16,7 +16,7 @@ from torch import Tensor
 
 from heatproof import checks
 from heatproof.errors import InputError, nearest
-from heatproof.removal.fills import Fill, Replacing
+from heatproof.removal.fills import ByRemoval, Fill, Replacing
 from heatproof.removal.orders import First, count, rank_tensor
 from heatproof.removal.pixels import as_float
 
@@ -57,7 +57,7 @@ def degraded_scores(
     *,
     normalize: Callable[[Tensor], Tensor],
     fractions: Sequence[float],
-    fill: Fill,
+    fill: Fill | ByRemoval,
     firsts: Sequence[First] = ("most", "least"),
     rows_per_forward: int = 64,
     indices: ArrayLike | None = None,
@@ -71,7 +71,7 @@ def degraded_scores(
         targets: (N,) the class whose scores are wanted.
         normalize: pixels -> images, pixel by pixel: filling before or after it must be the same.
         fractions: removed fractions, growing; 0 is always scored and need not be given.
-        fill: what replaces removed pixels.
+        fill: what replaces removed pixels, the same for all removals or one for each.
         firsts: the ends to remove from: "most" is MoRF, "least" is LeRF.
         rows_per_forward: bounds the memory; no score depends on it beyond the model's own rounding.
         indices: (N,) index of each image in its split, for fills that draw.
@@ -84,14 +84,15 @@ def degraded_scores(
     ends, steps = _checked_ends(firsts), _checked_fractions(fractions)
     classes, span, positions = _checked_rows(model, pixels, targets, rows_per_forward, indices)
     kept = _kept_ranks(ends, steps, height * width).to(pixels.device)
+    chosen: Fill | list[Fill | None] = fill if not isinstance(fill, ByRemoval) else _fills(fill, ends, steps)
     scores = [torch.empty(4, 0, len(kept), device=pixels.device)]
     with torch.no_grad():
         for block in _blocks(images, max(1, rows_per_forward // len(kept))):
-            degrade = _degrader(as_float(pixels[block]), normalize, fill, positions[block])
+            degrade = _degrader(as_float(pixels[block]), normalize, chosen, positions[block])
             block_ranks = _comparable(ranks[block], pixels.device)
             rows = [
-                _target_scores(model(degrade(_removed(block_ranks, part))), classes[block], len(part), span)
-                for part in kept.split(rows_per_forward)
+                _target_scores(model(degrade(_removed(block_ranks, part), start)), classes[block], len(part), span)
+                for start, part in _parts(kept, rows_per_forward)
             ]
             scores.append(torch.cat(rows, dim=2))
     return _assembled(torch.cat(scores, dim=1).cpu().numpy(), ends, steps)
@@ -158,7 +159,7 @@ def subset_scores(
             nothing = given.new_zeros((len(given), 1, *given.shape[2:]))
             removed = torch.cat((nothing, given), dim=1)
             rows = [
-                _target_scores(model(degrade(part)), classes[block], part.shape[1], span)
+                _target_scores(model(degrade(part, 0)), classes[block], part.shape[1], span)
                 for part in removed.split(rows_per_forward, dim=1)
             ]
             scores.append(torch.cat(rows, dim=2))
@@ -208,6 +209,11 @@ def _kept_ranks(ends: tuple[First, ...], steps: NDArray[np.float64], pixels: int
     return torch.tensor([(0, pixels), *cuts], dtype=torch.int32)
 
 
+def _parts(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    """The rows in parts, each with the number of its first."""
+    return zip(range(0, len(rows), size), rows.split(size), strict=True)
+
+
 def _blocks(images: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, images, size))
 
@@ -224,21 +230,42 @@ def _removed(ranks: Tensor, kept: Tensor) -> Tensor:
     return (ranks[:, None] < lowest) | (ranks[:, None] >= beyond)
 
 
+def _fills(fill: ByRemoval, ends: tuple[First, ...], steps: NDArray[np.float64]) -> list[Fill | None]:
+    """The fill of each row of `_kept_ranks`; the untouched image has none."""
+    return [None, *(fill.at(step, first) for first in ends for step in steps[1:].tolist())]
+
+
 def _degrader(
-    pixels: Tensor, normalize: Callable[[Tensor], Tensor], fill: Fill, indices: NDArray[np.int64]
-) -> Callable[[Tensor], Tensor]:
-    """From removed (images, rows, H, W), or (images, rows, C, H, W), to filled, normalised (images * rows, C, H, W)."""
+    pixels: Tensor,
+    normalize: Callable[[Tensor], Tensor],
+    fill: Fill | list[Fill | None],
+    indices: NDArray[np.int64],
+) -> Callable[[Tensor, int], Tensor]:
+    """From removed (images, rows, H, W) or (images, rows, C, H, W), and the number of its first row, to normalised images.
+
+    They are (images * rows, C, H, W); the number tells which of several fills serves a row.
+    """
+    if isinstance(fill, list):
+
+        def fill_by_row(removed: Tensor, start: int) -> Tensor:
+            fills = fill[start : start + removed.shape[1]]
+            rows = zip(fills, removed.unbind(dim=1), strict=True)
+            filled = [pixels if one is None else one(pixels, row, indices) for one, row in rows]
+            images: Tensor = normalize(torch.stack(filled, dim=1).flatten(0, 1))
+            return images
+
+        return fill_by_row
     if isinstance(fill, Replacing):
         images = normalize(pixels)[:, None]
         replacement = normalize(fill.replacement(pixels, indices))[:, None]
 
-        def select(removed: Tensor) -> Tensor:
+        def select(removed: Tensor, start: int) -> Tensor:
             by_channel = removed if removed.ndim == 5 else removed[:, :, None]
             return torch.where(by_channel, replacement, images).flatten(0, 1)
 
         return select
 
-    def fill_each(removed: Tensor) -> Tensor:
+    def fill_each(removed: Tensor, start: int) -> Tensor:
         rows = removed.shape[1]
         repeated = pixels.repeat_interleave(rows, dim=0)
         filled = fill(repeated, removed.flatten(0, 1), indices.repeat(rows))

@@ -5,6 +5,7 @@ maps are taken from the store, or computed into it where they are not there; wha
 is continued; <section>/<method>.h5 gets one row for each image, <section>/results.csv one line for each score.
 """
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,12 @@ from torch import Tensor
 
 from heatproof import artefacts, config, removal, runtime, seeding, store
 from heatproof.datasets import Split
+from heatproof.errors import ConfigError
 from heatproof.methods.explainer import Explained, Explainer
 from heatproof.metrics import statistics
 from heatproof.metrics.score import Curve, Pooled, Score, Scored
 from heatproof.models import LoadedModel
+from heatproof.stages import infilled
 from heatproof.stages.extract import IMPORTED, Extraction, is_complete
 from heatproof.stages.run import Run, build_fill
 
@@ -73,11 +76,19 @@ class Images:
 
 @dataclass(frozen=True)
 class Subject:
-    """The classifier that is explained, by which method, on which images."""
+    """The classifier that is explained, by which method, on which images.
+
+    Args:
+        plan: the classifier and the methods.
+        split: the images.
+        method: one of the methods.
+        infills: stored images in the place of fills, by the name of the infiller.
+    """
 
     plan: Extraction
     split: Split
     method: Explainer
+    infills: Mapping[str, infilled.StoredInfill] = dataclasses.field(default_factory=dict)
 
     @property
     def run(self) -> Run:
@@ -89,8 +100,10 @@ class Subject:
         """The classifier, in eval mode on the run's device."""
         return self.plan.loaded
 
-    def fill(self, asked: str | config.Plugin) -> removal.Fill:
+    def fill(self, asked: str | config.Plugin) -> removal.Fill | removal.ByRemoval:
         """The fill that a section asks for."""
+        if (name := infilled.name_of(asked)) is not None:
+            return self.infills[name]
         return build_fill(self.run, asked, lambda: self.loaded.normalization)
 
     def degraded(
@@ -99,7 +112,7 @@ class Subject:
         ranks: Tensor | NDArray[Any],
         fractions: Sequence[float],
         firsts: Sequence[removal.First],
-        fill: removal.Fill,
+        fill: removal.Fill | removal.ByRemoval,
         rows_per_forward: int,
     ) -> removal.DegradedScores:
         """What the classifier says of the images without growing parts of them; see `removal.degraded_scores`."""
@@ -152,6 +165,15 @@ class MapTest(Protocol):
         ...
 
 
+@runtime_checkable
+class RemovesByOrder(Protocol):
+    """A test that removes the first or last pixels of a map's order, so that stored images can stand in for its fill."""
+
+    def removals(self, size: tuple[int, int]) -> Mapping[str, Sequence[infilled.Removal]]:
+        """What is removed from images of height and width `size`, for each key of a fill."""
+        ...
+
+
 @dataclass(frozen=True)
 class StoredMaps:
     """Where the maps of the images that a test asks for are.
@@ -182,13 +204,43 @@ def evaluate(run: Run, section: config.MapTest, test: MapTest) -> dict[str, Path
         maps = stored.files[method.name]
         if not run.dry_run or maps.is_file():
             path = folder / f"{method.name}.h5"
-            subject = Subject(stored.plan, stored.split, method)
-            origins[method.name] = _score(section, test, subject, stored.rows, store.MapReader(maps), path)
+            reader = store.MapReader(maps)
+            infills = _infills(run, section, test, method.name, stored.split, reader)
+            subject = Subject(stored.plan, stored.split, method, infills.found)
+            origins[method.name] = _score(section, test, subject, stored.rows, reader, path, infills.origin)
             files[method.name] = path
     if run.dry_run:
         return {name: path for name, path in files.items() if path.is_file()}
     _write_results(folder, section, test, run.config.seed, files, origins)
     return files
+
+
+@dataclass(frozen=True)
+class _Infills:
+    """Stored images by the name of their infiller, and what they add to an origin."""
+
+    found: Mapping[str, infilled.StoredInfill]
+    origin: Mapping[str, Any]
+
+
+def _infills(
+    run: Run, section: config.MapTest, test: MapTest, method: str, split: Split, maps: store.MapReader
+) -> _Infills:
+    """The stored images that a section asks for in the place of fills."""
+    asked = infilled.asked_by(section)
+    if not asked:
+        return _Infills({}, {})
+    if not isinstance(test, RemovesByOrder):
+        raise ConfigError(
+            f"{test.section}.{next(iter(asked))}: this test removes other pixels than the first of a map's order, which are not "
+            "stored; name the fill itself"
+        )
+    removals = test.removals(run.dataset.size)
+    found = {name: infilled.opened(run, name, method, split, maps) for name in set(asked.values())}
+    for name, one in found.items():
+        # All that is missing is told at once, not one key after the other.
+        one.content_ids([removal for key in removals if asked.get(key) == name for removal in removals[key]])
+    return _Infills(found, {"infills": {key: found[name].content_ids(removals[key]) for key, name in asked.items()}})
 
 
 def stored_maps(run: Run, section: config.MapTest) -> StoredMaps:
@@ -241,6 +293,7 @@ def _score(
     rows: NDArray[np.int64],
     maps: store.MapReader,
     path: Path,
+    infills: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Makes one method's file of scores complete; returns its origin."""
     run, split = subject.run, subject.split
@@ -251,6 +304,7 @@ def _score(
         "rows": rows.tolist(),
         "seed": run.config.seed,
         **test.origin(),
+        **infills,
     }
     if is_complete(path, origin) or run.dry_run:
         return origin

@@ -21,7 +21,7 @@ from heatproof.metrics import faithfulness, perturbation
 from heatproof.metrics.score import Curve, Pooled, Score, Scored
 from heatproof.removal import regions
 from heatproof.stages.evaluate import Images, Subject, evaluate
-from heatproof.stages.run import Run
+from heatproof.stages.run import Run, fill_origin
 
 RESULTS_VERSION = 1
 ROUNDING = 1e-6  # a fall of the score by less is no fall: float32 outputs
@@ -232,7 +232,9 @@ class Trial:
     @functools.cached_property
     def fill(self) -> removal.Fill:
         """What replaces removed pixels."""
-        return self.subject.fill(self.settings.fill)
+        fill = self.subject.fill(self.settings.fill)
+        assert not isinstance(fill, removal.ByRemoval)  # `evaluate` has refused it
+        return fill
 
     @property
     def seed(self) -> int:
@@ -429,7 +431,7 @@ class Faithfulness:
     def origin(self) -> dict[str, Any]:
         """Settings and versions of the code."""
         own = set(config.Faithfulness.model_fields) - set(config.MapTest.model_fields)
-        settings = self.settings.model_dump(mode="json", include=own)
+        settings = self.settings.model_dump(mode="json", include=own) | {"fill": fill_origin(self.settings.fill)}
         versions = [RESULTS_VERSION, regions.RESULTS_VERSION, removal.scores.RESULTS_VERSION]
         return {"settings": settings, "ties": self.settings.ties, "code": versions}
 

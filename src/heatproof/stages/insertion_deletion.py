@@ -9,7 +9,7 @@ Reads each method's stored maps; writes insertion_deletion/<method>.h5 (per imag
 along both curves) and results.csv.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heatproof import config, removal, store
+from heatproof.errors import ConfigError
 from heatproof.metrics import faithfulness, insertion_deletion
 from heatproof.metrics.score import Curve, Score, Scored
 from heatproof.removal import regions
 from heatproof.stages.evaluate import Images, Subject, evaluate
-from heatproof.stages.run import Run
+from heatproof.stages.infilled import Removal
+from heatproof.stages.run import Run, fill_origin
 
 RESULTS_VERSION = 1
 
@@ -78,8 +80,25 @@ class InsertionDeletionTest:
 
     def origin(self) -> dict[str, Any]:
         """Steps, start images and version of the code."""
-        asked = self.settings.model_dump(mode="json", include={"step", "patch", "insertion_fill", "deletion_fill"})
-        return {**asked, "code": [RESULTS_VERSION, removal.scores.RESULTS_VERSION]}
+        asked = self.settings.model_dump(mode="json", include={"step", "patch"})
+        fills = {key: fill_origin(getattr(self.settings, key)) for key in ("insertion_fill", "deletion_fill")}
+        return {**asked, **fills, "code": [RESULTS_VERSION, removal.scores.RESULTS_VERSION]}
+
+    def removals(self, size: tuple[int, int]) -> Mapping[str, Sequence[Removal]]:
+        """What is removed, for each key of a fill.
+
+        Raises:
+            ConfigError: squares are removed, and so not the pixels of a map's order.
+        """
+        if self.settings.patch is not None:
+            raise ConfigError(
+                "insertion_deletion.patch: whole squares go, stored images have holes of pixels; set it to null"
+            )
+        shares = self.shares(size).tolist()
+        return {
+            "deletion_fill": [(share, "most") for share in shares if share > 0],
+            "insertion_fill": [(1 - share, "least") for share in shares if share < 1],
+        }
 
     def measure(self, images: Images, subject: Subject) -> Mapping[str, NDArray[Any]]:
         """Runs the classifier along both curves; insertion is the removal of the least important, read backwards."""

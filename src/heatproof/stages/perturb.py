@@ -4,7 +4,7 @@ Reads each method's stored maps; writes pixel_perturbation_analysis/<method>.h5 
 probability, logit, margin of the target, and the predicted class) and results.csv.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from heatproof import config, removal, store
 from heatproof.metrics import perturbation
 from heatproof.metrics.score import Curve, Score, Scored
 from heatproof.stages.evaluate import Images, Subject, evaluate
-from heatproof.stages.run import Run
+from heatproof.stages.infilled import Removal
+from heatproof.stages.run import Run, fill_origin
 
 FIRSTS: tuple[removal.First, ...] = ("most", "least")
 ORDERS = ("morf", "lerf")  # what removing from these ends is called
@@ -56,9 +57,13 @@ class PixelPerturbation:
         """Fractions, fill and version of the code."""
         return {
             "fractions": list(self.fractions),
-            "fill": config.dumped(self.settings.fill),
+            "fill": fill_origin(self.settings.fill),
             "code": removal.scores.RESULTS_VERSION,
         }
+
+    def removals(self, size: tuple[int, int]) -> Mapping[str, Sequence[Removal]]:
+        """What is removed, for each key of a fill."""
+        return {"fill": [(fraction, first) for first in FIRSTS for fraction in self.fractions if fraction > 0]}
 
     def measure(self, images: Images, subject: Subject) -> Mapping[str, NDArray[Any]]:
         """Runs the classifier on the degraded images."""

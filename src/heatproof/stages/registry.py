@@ -46,9 +46,13 @@ STAGES = {
         "train networks that mask what counts (FIX, CA), which then explain",
         "train_masker",
     ),
+    "train-infiller": Stage(
+        "heatproof.stages.train_infiller", "train a small network to fill holes of these images", "train_infiller"
+    ),
     "extract-attribution-maps": Stage(
         "heatproof.stages.extract", "compute each attribution method's maps, once", "extract_cams"
     ),
+    "infill": Stage("heatproof.stages.infill", "fill the holes that maps cut into images, once", "infill"),
     "evaluate-attribution-maps-roar": Stage(
         "heatproof.stages.retrain", "ROAR and KAR: remove pixels, retrain, measure", "retrain_cls"
     ),

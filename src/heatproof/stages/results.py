@@ -36,7 +36,7 @@ from heatproof.report.pictures import choice, confidence
 from heatproof.report.wording import listed
 from heatproof.stages import registry, twins
 from heatproof.stages.evaluate import MapTest
-from heatproof.stages.run import Run, model_origin, training_origin
+from heatproof.stages.run import Run, fill_origin, model_origin, training_origin
 from heatproof.training import classifier
 
 logger = logging.getLogger(__name__)
@@ -280,7 +280,7 @@ class Results:
         if cell.method is not None:
             wanted |= {"metric": cell.metric, "percentile": cell.percentile}
             if cell.metric != "mask_only":
-                wanted["fill"] = config.dumped(section.fill)
+                wanted["fill"] = fill_origin(section.fill)
         origin = result.get("origin", {})
         made_from = (origin.get("maps") or {}).get("test")
         if cell.method in self._contents and made_from != self._contents[cell.method]:

@@ -20,7 +20,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ from heatproof.errors import ConfigError, MapError, MissingInputError
 from heatproof.methods.explainer import Explainer
 from heatproof.metrics import roar
 from heatproof.models import Normalization
-from heatproof.stages import extract, recursive, retrain_summary
-from heatproof.stages.run import Run, build_fill, model_origin, training_origin, why_stale
+from heatproof.stages import extract, infilled, recursive, retrain_summary
+from heatproof.stages.run import Run, build_fill, fill_origin, model_origin, training_origin, why_stale
 from heatproof.training import classifier
 from heatproof.training.examples import Removal
 
@@ -206,7 +206,10 @@ def _removal(run: Run, section: config.RetrainCls, job: Job, split: str) -> Remo
     fraction, first = job.percentile / 100, FIRST[job.metric]
     if job.metric == "mask_only":
         return Removal(reader.ranks, MaskAlone(fraction), reader.invalid if reader.invalid.any() else None)
-    fill = _fill(run, section, split)
+    if (name := infilled.name_of(section.fill)) is None:
+        fill: removal.Fill = _fill(run, section, split)
+    else:
+        fill = infilled.opened(run, name, job.method, run.dataset.split(split), reader).at(fraction, first)
 
     def degrade(pixels: Tensor, ranks: Tensor, indices: Tensor) -> Tensor:
         return fill(pixels, removal.removed(ranks, fraction, first), indices)
@@ -256,7 +259,14 @@ def _check(run: Run, section: config.RetrainCls) -> None:
             "or what was learnt from intact images would leak into the score"
         )
     run.recipe(section)
-    _fill(run, section, "test")
+    if (name := infilled.name_of(section.fill)) is None:
+        _fill(run, section, "test")
+        return
+    infilled.check_known(run, name)
+    if section.recursive:
+        raise ConfigError(
+            f"retrain_cls.recursive: its maps are not known before, and so their holes are not stored; name the fill of {name} itself"
+        )
 
 
 def _grid(run: Run, section: config.RetrainCls) -> Iterator[Job]:
@@ -268,8 +278,9 @@ def _grid(run: Run, section: config.RetrainCls) -> Iterator[Job]:
         "seed": run.config.seed,
         "code": classifier.RESULTS_VERSION,
     }
-    fill = config.dumped(section.fill)
+    fill = fill_origin(section.fill)
     maps = _maps(run, section)
+    infills = _infills(run, section, maps)
     # Run by run, so that an unfinished grid already compares all methods.
     for number in section.seeds:
         path = root / INTACT / "0" / f"seed{number}.json"
@@ -283,6 +294,7 @@ def _grid(run: Run, section: config.RetrainCls) -> Iterator[Job]:
                     origin = shared | {"run": number, "metric": metric, "percentile": percentile, "maps": contents}
                     if metric != "mask_only":
                         origin["fill"] = fill
+                        origin |= infills(method.name, percentile / 100, FIRST[metric])
                     path = root / metric / method.name / f"{percentile:g}" / f"seed{number}.json"
                     yield Job(run.config, path, metric, method.name, method.control, percentile, number, origin, paths)
         if section.recursive:
@@ -290,6 +302,31 @@ def _grid(run: Run, section: config.RetrainCls) -> Iterator[Job]:
                 if not method.control and extract.is_called(extract.explainer(method)):
                     origin = shared | {"run": number, "fill": fill}
                     yield from _recursive_cells(run, section, method, number, origin, maps[method.name])
+
+
+def _infills(
+    run: Run, section: config.RetrainCls, maps: dict[str, tuple[dict[str, Path], dict[str, str]]]
+) -> Callable[[str, float, removal.First], dict[str, Any]]:
+    """What stored images in the place of a fill add to the origin of a cell: of method, removed fraction and end."""
+    name = infilled.name_of(section.fill)
+    if name is None:
+        return lambda method, fraction, first: {}
+    stored = {
+        (method, split): infilled.opened(run, name, method, run.dataset.split(split), _reader(path, contents[split]))
+        for method, (paths, contents) in maps.items()
+        for split, path in paths.items()
+    }
+    # All that is missing is told at once, not one percentile after the other.
+    firsts = {FIRST[metric] for metric in section.metrics if metric != "mask_only"}
+    needed = [(percentile / 100, first) for first in sorted(firsts) for percentile in section.percentiles if percentile]
+    for one in stored.values():
+        one.content_ids(needed)
+
+    def added(method: str, fraction: float, first: removal.First) -> dict[str, Any]:
+        contents = {split: stored[method, split].content_ids([(fraction, first)]) for split in extract.SPLITS}
+        return {"infill": contents}
+
+    return added
 
 
 def _recursive_cells(

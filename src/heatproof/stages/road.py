@@ -21,7 +21,8 @@ from heatproof import artefacts, config, removal, store
 from heatproof.metrics import perturbation, road, statistics
 from heatproof.metrics.score import Curve, Score, Scored
 from heatproof.stages.evaluate import Images, Subject, evaluate
-from heatproof.stages.run import Run
+from heatproof.stages.infilled import Removal
+from heatproof.stages.run import Run, fill_origin
 
 RESULTS_VERSION = 1
 
@@ -63,9 +64,13 @@ class RoadTest:
         """Fractions, fill and version of the code."""
         return {
             "fractions": list(self.fractions),
-            "fill": config.dumped(self.settings.fill),
+            "fill": fill_origin(self.settings.fill),
             "code": [RESULTS_VERSION, removal.scores.RESULTS_VERSION],
         }
+
+    def removals(self, size: tuple[int, int]) -> Mapping[str, Sequence[Removal]]:
+        """What is removed, for each key of a fill."""
+        return {"fill": [(fraction, first) for first in FIRSTS for fraction in self.fractions if fraction > 0]}
 
     def measure(self, images: Images, subject: Subject) -> Mapping[str, NDArray[Any]]:
         """Runs the classifier on the imputed images."""

@@ -12,7 +12,7 @@ import torch
 
 from heatproof import artefacts, plugins, removal, runtime, seeding
 from heatproof.config import Augmentation as AugmentationSection
-from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, Training
+from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, Training, dumped
 from heatproof.datasets import Dataset, open_dataset, training_statistics
 from heatproof.errors import ConfigError, MissingInputError, ModelError
 from heatproof.models import LoadedModel, Normalization, load
@@ -167,14 +167,31 @@ def build_fill(
 ) -> removal.Fill:
     """The fill that a section asks for, in units of pixels in [0, 1]; means are looked up only where it takes them."""
     name, options = (asked, {}) if isinstance(asked, str) else (asked.name, asked.options)
-    target = removal.FILLS.get(name) or (plugins.resolve(name) if "." in name else None)
+    means = means_for(run, name, normalization)
+    return removal.build_fill(name, seed=seeding.of_split(run.config.seed, split), **means, **options)
+
+
+def fill_target(name: str) -> Any:
+    """The class or function behind a fill's name or dotted path; None where there is none."""
+    return (removal.FILLS | removal.GENERATIVE).get(name) or (plugins.resolve(name) if "." in name else None)
+
+
+def means_for(run: Run, name: str, normalization: Callable[[], Normalization]) -> dict[str, tuple[float, ...]]:
+    """The mean colours that a fill takes, by the names of its parameters."""
+    target = fill_target(name)
     means: dict[str, tuple[float, ...]] = {}
     if target is not None and plugins.wants(target, "mean"):
         # Data without a training part: the classifier's own normalisation tells the mean of what it was trained on.
         means["mean"] = run.statistics.mean if "train" in run.dataset.splits else normalization().mean
     if target is not None and plugins.wants(target, "normalization_mean"):
         means["normalization_mean"] = normalization().mean
-    return removal.build_fill(name, seed=seeding.of_split(run.config.seed, split), **means, **options)
+    return means
+
+
+def fill_origin(asked: str | Plugin) -> Any:
+    """What a fill adds to an origin: its name and options, and the content of the files that they name."""
+    files = {} if isinstance(asked, str) else artefacts.named_files(asked.options)
+    return dumped(asked) | {"files": files} if files else dumped(asked)
 
 
 def training_origin(section: Training) -> dict[str, Any]:
