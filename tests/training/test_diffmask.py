@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from heatproof.errors import InputError, ModelError
-from heatproof.models.diffmask import Explainer, masking_of
+from heatproof.models.diffmask import Explainer, explainer_for, masking_of
+from heatproof.models.vit import ViTTiny
 from heatproof.training import diffmask
 from heatproof.training.diffmask import Draws, Recipe, Trainer
 from heatproof.training.examples import Examples
@@ -314,3 +315,72 @@ def test_the_classifier_is_left_as_it_was():
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert model.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+# --- does it find what is needed? 3 x 3 tiles of one colour each; the label is how many are red
+
+
+class Grids:
+    """Grids of tiles of 4 x 4 pixels, as many red ones as the label says; `red` (N, 9) tells where."""
+
+    def __init__(self, count, seed):
+        rng = np.random.default_rng(seed)
+        self.labels = np.arange(count) % 10
+        self.red = torch.from_numpy(rng.permuted(np.arange(9) < self.labels[:, None], axis=1))
+        colours = np.where(self.red, 3, rng.choice([0, 1, 2, 4, 5], (count, 9))) + 1
+        tiles = np.stack([colours >> 2 & 1, colours >> 1 & 1, colours & 1], axis=1).reshape(count, 3, 3, 3)
+        self._pixels = torch.from_numpy(255 * tiles.repeat(4, axis=2).repeat(4, axis=3)).to(torch.uint8)
+        self.nbytes = self._pixels.nbytes
+
+    def __len__(self):
+        return len(self.labels)
+
+    def pixels(self, indices):
+        return self._pixels[torch.as_tensor(np.asarray(indices))]
+
+
+@pytest.fixture(scope="module")
+def counting():
+    """A transformer that counts red tiles without a fault."""
+    torch.manual_seed(0)
+    model = ViTTiny(10, img_size=12, patch_size=4, embed_dim=32, depth=2, num_heads=2)
+    grids = Grids(4000, 0)
+    images, labels = grids.pixels(range(4000)) / 127.5 - 1, torch.from_numpy(grids.labels)
+    optimizer = torch.optim.Adam(model.parameters())
+    steps = 350
+    for step in range(steps):
+        chosen = torch.arange(64) + 64 * (step % 62)
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_tiles_that_are_kept_are_the_counted_ones_whatever_the_seed(counting, seed):
+    torch.manual_seed(seed)
+    masking, device = masking_of(counting), torch.device("cpu")
+    train, validation, test = (Examples(Grids(count, k), device) for k, count in ((1, 4000), (2, 200), (3, 500)))
+
+    def normalize(pixels):
+        return 2 * pixels - 1
+
+    images = normalize(test.split.pixels(range(500)) / 255)
+    explainer = explainer_for(masking, images[:32], hidden=32, mul_activation=5.0, add_activation=3.0)
+    settings = recipe(epochs=2, batch_size=32, alpha=2.0, lr=1e-2, lr_placeholder=0.02, lr_alpha=0.01, warmup_steps=100)
+    fitted = diffmask.fit(
+        explainer, masking, counting, normalize, train, validation, settings, seed=seed, purpose=("test",)
+    )
+    explainer.load_state_dict(fitted.state)
+    assert fitted.best.is_within(0.1)
+    scores = diffmask.validate(explainer, masking, normalize, test)
+    assert max(scores["soft_divergence"], scores["hard_divergence"]) <= 0.1
+    assert scores["hard_agreement"] >= 0.99
+    with torch.no_grad():
+        kept = explainer.log_kept(masking.intact(images).hidden)[:, :, -1].exp() > 0.5
+    red = test.split.red
+    some = red.any(dim=1)
+    ious = ((kept & red).sum(dim=1) / (kept | red).sum(dim=1))[some]
+    assert ious.median() == 1.0
+    assert ious.mean() >= 0.98
