@@ -176,10 +176,10 @@ class SpotNet(nn.Module):
 CPU = torch.device("cpu")
 
 
-def fitted(*, stop=None, classifier=None, options=None, **changes):
-    """Trains on spots; `stop` interrupts after so many epochs. Returns the classifier and what came out."""
+def fitted(*, stop=None, options=None, **changes):
+    """A classifier of spots, and a function that trains a masker for it; `stop` interrupts after so many epochs."""
     torch.manual_seed(1)
-    classifier = classifier or SpotNet(dropout=0.1)
+    classifier = SpotNet(dropout=0.1)
     masker = Masker(MaskerForm(taps=("relu",), channels=(8,), width=4, **(options or {})))
     recipe = MaskerRecipe(
         epochs=4, batch_size=16, share=1.0, zoo_every=3, zoo_size=2, augmentation=Augmentation(1), **changes
