@@ -19,7 +19,7 @@ STAGES = {
     "demo": "configs/demo.yml",
     "train-cls": "configs/roar_cifar10_resnet8.yml",
     "evaluate-cls": "configs/roar_cifar10_resnet8.yml",
-    "train-diffmask": "configs/diffmask_planted.yml",
+    "train-diffmask": "configs/counting_vit.yml",
     "train-masker": "configs/masker_planted.yml",
     "extract-attribution-maps": "configs/roar_cifar10_resnet8.yml",
     "train-infiller": "configs/infill_planted.yml",
