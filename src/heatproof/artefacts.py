@@ -79,6 +79,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def with_content(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as an origin says them: a file counts by its content, wherever it lies."""
+    return {**options, **named_files(options)}
+
+
 def named_files(options: Mapping[str, Any]) -> dict[str, str]:
     """Options that name a file which is there, with its SHA-256: what a result owes to a file counts by its content."""
     named = {option: Path(value) for option, value in options.items() if isinstance(value, str)}

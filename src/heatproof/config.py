@@ -741,11 +741,6 @@ CONTROLS: dict[str, AttributionMethod] = {
 _ALTERNATIVES = {"str", "int", "float", "Plugin"}
 
 
-def dumped(plugin: str | Plugin) -> Any:
-    """What is asked for by name alone, or by name and options, as origins say it."""
-    return plugin if isinstance(plugin, str) else plugin.model_dump()
-
-
 SectionType = TypeVar("SectionType", bound=Section)
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heatproof import removal
+from heatproof import plugins, removal
 from heatproof.errors import InputError, MissingInputError, ModelError, PluginError
 from heatproof.models.inpainting import CaGanGenerator, CnnInfiller, DfNetGenerator, GatedUNet, PartialConvUNet
 from heatproof.removal.inpainting import IMAGENET, NormalisedInfill
@@ -256,3 +256,14 @@ def test_grey_images_are_refused_in_one_line(fills):
 def test_a_fill_by_a_network_needs_its_file():
     with pytest.raises(PluginError, match="DfNet: option 'weights' is missing"):
         removal.build_fill("DfNet")
+
+
+def test_the_training_of_maskers_takes_a_network_fill_by_name(weights):
+    path = "heatproof.removal.normalised_infill"
+    factory, options = plugins.resolve(path), {"infill": "LearnedInfill", "checkpoint": weights("LearnedInfill")}
+    plugins.check_options(path, factory, options, provided=("normalization",))
+    generate = factory(**options, normalization=IMAGENET).generate
+    images, holes = torch.zeros(1, 3, 12, 12), torch.ones(1, 1, 12, 12)
+    assert generate(images, holes).shape == images.shape
+    with pytest.raises(PluginError, match="infill: there is no 'Telea'"):
+        factory("Telea", IMAGENET)

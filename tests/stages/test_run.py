@@ -1,7 +1,7 @@
 """What stages share: origins that stay the same for the same work."""
 
-from heatproof.config import Training
-from heatproof.stages.run import training_origin
+from heatproof.config import Plugin, Training
+from heatproof.stages.run import fill_origin, training_origin
 
 MODEL = {"arch": "heatproof.models.resnet_cifar.ResNet8"}
 
@@ -30,3 +30,15 @@ def test_an_option_that_is_used_is_in_the_origin():
     for option in ({"noise": 1.0}, {"rotation": 20.0}, {"blur": True}):
         augmentation = plain["augmentation"] | option
         assert training_origin(training(augmentation=option)) == plain | {"augmentation": augmentation}
+
+
+def test_a_fill_counts_by_its_options_and_the_content_of_its_files(tmp_path):
+    first, second = tmp_path / "a.pth", tmp_path / "b.pth"
+    first.write_bytes(b"weights")
+    second.write_bytes(b"weights")
+    asked = [Plugin.model_validate({"name": "CaGan", "weights": str(path)}) for path in (first, second)]
+    assert fill_origin(asked[0]) == fill_origin(asked[1])
+    second.write_bytes(b"others")
+    assert fill_origin(asked[0]) != fill_origin(asked[1])
+    assert fill_origin(asked[0])["name"] == "CaGan"
+    assert fill_origin("mean") == "mean"

@@ -239,7 +239,7 @@ def _infills(
     found = {name: infilled.opened(run, name, method, split, maps) for name in set(asked.values())}
     for name, one in found.items():
         # All that is missing is told at once, not one key after the other.
-        one.content_ids([removal for key in removals if asked.get(key) == name for removal in removals[key]])
+        one.need([removal for key in removals if asked.get(key) == name for removal in removals[key]])
     return _Infills(found, {"infills": {key: found[name].content_ids(removals[key]) for key, name in asked.items()}})
 
 

@@ -48,8 +48,7 @@ def infiller_origin(run: Run, entry: config.Infiller, split: str) -> dict[str, A
     target = fill_target(entry.infiller)
     return {
         "infiller": entry.infiller,
-        "kwargs": dict(entry.kwargs),
-        "files": artefacts.named_files(entry.kwargs),
+        "kwargs": artefacts.with_content(entry.kwargs),
         "means": means_for(run, entry.infiller, lambda: _normalization(run)),
         "seed": seeding.of_split(run.config.seed, split) if plugins.wants(target, "seed") else None,
         "code": [RESULTS_VERSION, plugins.code_version(target)],

@@ -54,23 +54,28 @@ class StoredInfill:
 
     def at(self, fraction: float, first: removal.First) -> "InfillFill":
         """The fill where this fraction goes, from this end."""
+        self.need([(fraction, first)])
         return InfillFill(_reader(self.files[removal.count(fraction, self.pixels), first]))
 
     def content_ids(self, removals: Iterable[Removal]) -> dict[str, str]:
-        """What is in the files for some removals, by their folders' names: part of the origin of what is made with them.
+        """What is in the files for some removals, by their folders' names: part of the origin of what is made with them."""
+        wanted = list(removals)
+        self.need(wanted)
+        paths = [self.files[removal.count(fraction, self.pixels), first] for fraction, first in wanted]
+        return {path.parent.name: _reader(path).content_id() for path in paths}
+
+    def need(self, removals: Iterable[Removal]) -> None:
+        """Checks that some removals are stored.
 
         Raises:
-            MissingInputError: some are not stored; it names all of these.
+            MissingInputError: some are not; it names all of these.
         """
-        wanted = list(removals)
-        missing = [r for r in wanted if (removal.count(r[0], self.pixels), r[1]) not in self.files]
+        missing = [r for r in removals if (removal.count(r[0], self.pixels), r[1]) not in self.files]
         if missing:
             raise MissingInputError(
                 f"{self.folder}: holds no images of {self.split} with {_listed(missing)} removed; "
                 "add them to infill.percentiles and infill.orders, and run infill"
             )
-        paths = [self.files[removal.count(fraction, self.pixels), first] for fraction, first in wanted]
-        return {path.parent.name: _reader(path).content_id() for path in paths}
 
 
 @dataclass(frozen=True)

@@ -320,7 +320,7 @@ def _infills(
     firsts = {FIRST[metric] for metric in section.metrics if metric != "mask_only"}
     needed = [(percentile / 100, first) for first in sorted(firsts) for percentile in section.percentiles if percentile]
     for one in stored.values():
-        one.content_ids(needed)
+        one.need(needed)
 
     def added(method: str, fraction: float, first: removal.First) -> dict[str, Any]:
         contents = {split: stored[method, split].content_ids([(fraction, first)]) for split in extract.SPLITS}

@@ -12,7 +12,7 @@ import torch
 
 from heatproof import artefacts, plugins, removal, runtime, seeding
 from heatproof.config import Augmentation as AugmentationSection
-from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, Training, dumped
+from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, Training
 from heatproof.datasets import Dataset, open_dataset, training_statistics
 from heatproof.errors import ConfigError, MissingInputError, ModelError
 from heatproof.models import LoadedModel, Normalization, load
@@ -189,9 +189,8 @@ def means_for(run: Run, name: str, normalization: Callable[[], Normalization]) -
 
 
 def fill_origin(asked: str | Plugin) -> Any:
-    """What a fill adds to an origin: its name and options, and the content of the files that they name."""
-    files = {} if isinstance(asked, str) else artefacts.named_files(asked.options)
-    return dumped(asked) | {"files": files} if files else dumped(asked)
+    """What a fill adds to an origin: its name and options, files by their content."""
+    return asked if isinstance(asked, str) else {**artefacts.with_content(asked.options), "name": asked.name}
 
 
 def training_origin(section: Training) -> dict[str, Any]:

@@ -6,7 +6,6 @@ learning rate falls to zero along half a cosine, a function of the step alone.
 
 import contextlib
 import math
-import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 
 from heatproof import runtime, seeding
-from heatproof.errors import ModelError
 from heatproof.models.inpainting import GatedUNet
+from heatproof.models.loading import read_plain
 from heatproof.training.classifier import DivergedError, State, save_tensors
 from heatproof.training.examples import Batch, Examples
 from heatproof.training.holes import holes
@@ -184,10 +183,7 @@ class _Run:
         """Takes up a checkpoint of the same identity; returns the number of epochs that are done."""
         if not path.is_file():
             return 0
-        try:
-            state = torch.load(path, map_location=next(self.network.parameters()).device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ModelError(f"{path}: the checkpoint is damaged; delete it to train from the start") from error
+        state = read_plain(path)
         if state["identity"] != identity:
             return 0
         self.network.load_state_dict(state["network"])
