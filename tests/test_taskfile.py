@@ -37,7 +37,7 @@ STAGES = {
     "sanity-checks": "configs/roar_cifar10_resnet8.yml",
     "report": "configs/roar_cifar10_resnet8.yml",
 }
-OTHERS = {"explain", "prepare-data", "test", "lint", "bench", "build-docker", "bash-docker"}
+OTHERS = {"explain", "prepare-data", "diffmask-experiments", "test", "lint", "bench", "build-docker", "bash-docker"}
 CALLERS_VARIABLES = ("CONFIG", "WHERE", "UV_PROJECT_ENVIRONMENT")
 
 if TASK is None:
