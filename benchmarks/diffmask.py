@@ -23,7 +23,7 @@ from heatproof.methods.diffmask import DiffMask
 from heatproof.models.diffmask import explainer_for, masking_of
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.vit import ViTTiny
-from heatproof.training.classifier import save_tensors
+from heatproof.training.checkpoints import save_tensors
 from heatproof.training.diffmask import Recipe, Trainer, drawn
 
 CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {

@@ -30,7 +30,7 @@ from heatproof.methods.transformer_lrp import TransformerAttribution
 from heatproof.models.diffmask import explainer_for, masking_of
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.vit import ViTTiny
-from heatproof.training.classifier import save_tensors
+from heatproof.training.checkpoints import save_tensors
 
 Explain = Callable[[Tensor, Tensor], Tensor]
 

@@ -36,6 +36,10 @@ class InputError(HeatproofError, ValueError):
     """An argument of a public function has the wrong shape, type or value."""
 
 
+class DivergedError(HeatproofError):
+    """A training's loss became infinite or NaN."""
+
+
 class CellsFailedError(HeatproofError):
     """Some cells of a grid failed; the others are done. The command ends with status 1."""
 

@@ -68,13 +68,17 @@ def keep_freed_memory() -> None:
     adjust(m_trim_threshold, -1)
 
 
-def progress(total: int, description: str, unit: str = "img", initial: int = 0) -> "tqdm[Any]":
-    """A progress bar with rate and time left on stderr; where that is no terminal, one line a minute at most."""
+def progress(total: int, description: str | None, unit: str = "img", initial: int = 0) -> "tqdm[Any]":
+    """A progress bar with rate and time left on stderr; where that is no terminal, one line a minute at most.
+
+    Without a description it shows nothing.
+    """
     return tqdm(
         total=total,
         desc=description,
         unit=unit,
         initial=initial,
+        disable=description is None,
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 60.0,
         smoothing=0.05,

@@ -9,7 +9,7 @@ from heatproof.errors import InputError, MissingInputError, ModelError
 from heatproof.methods.diffmask import DiffMask
 from heatproof.models.diffmask import explainer_for, masking_of
 from heatproof.models.resnet_cifar import NarrowResNet8, ResNet8
-from heatproof.training.classifier import save_tensors
+from heatproof.training.checkpoints import save_tensors
 from tests.models.test_diffmask import close, golden, tiny_vit
 from tests.models.vits import our_vit, randomised, timm_vit
 

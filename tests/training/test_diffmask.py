@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from heatproof.errors import InputError, ModelError
+from heatproof.errors import DivergedError, InputError, ModelError
 from heatproof.models.diffmask import Explainer, explainer_for, masking_of
 from heatproof.models.vit import ViTTiny
 from heatproof.training import diffmask
@@ -272,7 +272,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_checkpo
         return found._replace(loss=found.loss * math.nan) if len(calls) == 6 else found
 
     monkeypatch.setattr(diffmask, "objective", failing)
-    with pytest.raises(diffmask.DivergedError, match=r"diverged in step 6: the loss is nan; .*c\.pt, after step 4"):
+    with pytest.raises(DivergedError, match=r"diverged in step 6: the loss is nan; .*c\.pt, after step 4"):
         run(checkpoint=path)
     kept = torch.load(path, weights_only=True)["trainer"]
     assert kept["step"] == 4

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from heatproof.errors import InputError
+from heatproof.errors import DivergedError, InputError
 from heatproof.models.masker import Masker, MaskerForm, tapped
 from heatproof.training import masker as masker_training
 from heatproof.training.augmentation import Augmentation
-from heatproof.training.classifier import DivergedError
 from heatproof.training.examples import Examples
 from heatproof.training.mask_objectives import Term
 from heatproof.training.masker import Draws, MaskerRecipe, Training

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.transforms import functional
 
-from heatproof.errors import ModelError, PluginError
+from heatproof.errors import DivergedError, ModelError, PluginError
 from heatproof.training import augmentation, classifier
 from heatproof.training.augmentation import Augmentation
-from heatproof.training.classifier import DivergedError, Named, Recipe
+from heatproof.training.classifier import Named, Recipe
 from heatproof.training.examples import Examples, Removal
 from heatproof.training.schedules import WarmUpLinearDecay
 
@@ -236,15 +236,15 @@ class TestFit:
     def test_killed_and_continued_equals_uninterrupted(self, tmp_path):
         checkpoint = tmp_path / "c.pt"
 
-        def stop_after_two(line, history):
-            if line.epoch == 3:
+        def stop_after_two(history):
+            if len(history) == 3:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             fit(checkpoint=checkpoint, identity="a", on_epoch=stop_after_two)
         lines = []
         continued = fit(
-            net(seed=9), checkpoint=checkpoint, identity="a", on_epoch=lambda line, _: lines.append(line.epoch)
+            net(seed=9), checkpoint=checkpoint, identity="a", on_epoch=lambda history: lines.append(history[-1].epoch)
         )
         assert lines == [3, 4]
         whole = fit()
@@ -259,8 +259,8 @@ class TestFit:
             augmentation=Augmentation(1, (0.5, 0.5, 0.5), noise=0.1, rotation=20.0, blur=True),
         )
 
-        def stop(line, history):
-            if line.epoch == 3:
+        def stop(history):
+            if len(history) == 3:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -297,7 +297,7 @@ class TestFit:
     def test_a_checkpoint_of_another_training_is_not_used(self, tmp_path):
         fit(checkpoint=tmp_path / "c.pt", identity="a", recipe=recipe(epochs=2))
         lines = []
-        fit(checkpoint=tmp_path / "c.pt", identity="b", on_epoch=lambda line, _: lines.append(line.epoch))
+        fit(checkpoint=tmp_path / "c.pt", identity="b", on_epoch=lambda history: lines.append(history[-1].epoch))
         assert lines == [1, 2, 3, 4]
 
     def test_a_damaged_checkpoint_is_named(self, tmp_path):

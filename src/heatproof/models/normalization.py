@@ -47,6 +47,11 @@ class Normalization:
         """What a black pixel (0 in every channel) becomes: one value per channel."""
         return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
 
+    @property
+    def plain(self) -> dict[str, list[float]]:
+        """As JSON files hold it."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """Images for the model, (N, C, H, W), from float pixels in [0, 1] of the same shape; dtype and device stay."""
         checks.shapes(f"N {len(self.mean)} H W", pixels=pixels)

@@ -35,7 +35,7 @@ def run(run: Run) -> None:
     origin = {
         "data": {name: run.dataset.split(name).fingerprint for name in section.splits},
         "model": model_origin(model) | {"weights": loaded.weights_sha256},
-        "normalization": {"mean": list(loaded.normalization.mean), "std": list(loaded.normalization.std)},
+        "normalization": loaded.normalization.plain,
         "code": [classification.RESULTS_VERSION, classifier.RESULTS_VERSION],
     }
     if _is_done(folder, origin) or run.dry_run:

@@ -98,7 +98,7 @@ class Extraction:
             "model": model_origin(self.model)
             | {
                 "weights": self.loaded.weights_sha256,
-                "normalization": {"mean": list(normalization.mean), "std": list(normalization.std)},
+                "normalization": normalization.plain,
             },
             "method": {
                 "path": method.path,

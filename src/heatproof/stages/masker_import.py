@@ -15,7 +15,7 @@ from heatproof.errors import ModelError
 from heatproof.models import Normalization, load
 from heatproof.models.loading import put_weights
 from heatproof.models.masker import PUBLISHED_TAPS, discovered, read_published
-from heatproof.training.classifier import save_tensors
+from heatproof.training.checkpoints import save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ def import_masker(
         )
     path = target / "classifier.pth"
     save_tensors(path, weights)
-    normalization = {"mean": IMAGENET.mean, "std": IMAGENET.std}
-    artefacts.write_json(path.with_suffix(".json"), {"normalization": normalization, "imported": file.name})
+    artefacts.write_json(path.with_suffix(".json"), {"normalization": IMAGENET.plain, "imported": file.name})
     save_tensors(target / "masker.pth", dataclasses.replace(saved, classifier_sha256=artefacts.sha256(path)).content())
     logger.info("%s: reads %s; explain %s with it", target / "masker.pth", ", ".join(saved.form.taps), path)

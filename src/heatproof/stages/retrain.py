@@ -39,6 +39,7 @@ from heatproof.models import Normalization
 from heatproof.stages import extract, infilled, recursive, retrain_summary
 from heatproof.stages.run import Run, build_fill, fill_origin, model_origin, training_origin, why_stale
 from heatproof.training import classifier
+from heatproof.training.checkpoints import save_tensors
 from heatproof.training.examples import Removal
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ def _retrain(run: Run, section: config.RetrainCls, splits: dict[str, Split], job
     predictions = classifier.predict(loaded.module, normalize, examples["test"], batch_size=1024)
     test = examples["test"]
     if job.keeps_weights:
-        classifier.save_tensors(job.weights, fitted.state)
+        save_tensors(job.weights, fitted.state)
     artefacts.write_json(job.path, _result(job, fitted, predictions, test.split.labels, test.valid))
     checkpoint.unlink(missing_ok=True)
     what = str(job.path.relative_to(run.config.outdir / "retrain_cls").with_suffix(""))

@@ -38,7 +38,8 @@ from heatproof.models.loading import state_sha256
 from heatproof.stages.evaluate import StoredMaps, stored_maps
 from heatproof.stages.extract import Extraction, IntactImages, is_complete
 from heatproof.stages.robustness import name_left_out
-from heatproof.stages.run import Run, model_origin, training_origin, why_stale
+from heatproof.stages.run import Run, model_origin, training_origin
+from heatproof.stages.trained import Trained
 from heatproof.training import classifier
 from heatproof.training.examples import permuted
 
@@ -219,31 +220,27 @@ def _trained_on_permuted_labels(
         "seed": run.config.seed,
         "code": classifier.RESULTS_VERSION,
     }
-    path = folder / "permuted_labels.pth"
-    kept = artefacts.read_json(path.with_suffix(".json"))
-    if kept is not None and kept["origin"] == origin and path.is_file() and artefacts.sha256(path) == kept["sha256"]:
-        logger.info("%s: complete", path)
+    place = Trained(folder / "permuted_labels.pth", origin)
+    kept = place.kept()
+    if kept is not None:
+        logger.info("%s: complete", place.weights)
+    elif run.dry_run:
+        return None, 0.0
     else:
-        why = "" if kept is None else f": stale: {why_stale(kept['origin'], origin)}"
-        logger.info("%s: to be trained%s", path, why)
-        if run.dry_run:
-            return None, 0.0
-        kept = _train(run, training, asked, origin, path)
+        kept = _train(run, training, asked, place)
     accuracy = float(kept["train_accuracy"])
     if accuracy < asked.until_accuracy:
         logger.warning(
             "%s: knows %.1f %% of the permuted labels, less than until_accuracy: what its maps look like tells nothing; "
-            "raise sanity_checks.data_randomisation.nb_epochs", path, 100 * accuracy,
+            "raise sanity_checks.data_randomisation.nb_epochs", place.weights, 100 * accuracy,
         )  # fmt: skip
     loaded = run.fresh(training.model, SECTION)
-    loaded.module.load_state_dict(torch.load(path, weights_only=True))
+    loaded.module.load_state_dict(torch.load(place.weights, weights_only=True))
     loaded.module.eval()
-    return dataclasses.replace(loaded, weights_sha256=kept["sha256"]), accuracy
+    return dataclasses.replace(loaded, weights_sha256=kept["weights_sha256"]), accuracy
 
 
-def _train(
-    run: Run, training: config.Training, asked: config.DataRandomisation, origin: dict[str, Any], path: Path
-) -> dict[str, Any]:
+def _train(run: Run, training: config.Training, asked: config.DataRandomisation, place: Trained) -> dict[str, Any]:
     loaded = run.fresh(training.model, SECTION)
     # What helps to generalise hinders to learn by heart: images that are never the same twice, rates that fade early.
     recipe = dataclasses.replace(
@@ -251,7 +248,6 @@ def _train(
     )
     split = run.dataset.split("train")
     examples = run.examples(permuted(split, run.config.seed))
-    checkpoint = path.with_suffix(".checkpoint")
     started = time.monotonic()
     # What is to be learnt is the training labels themselves, so they choose the epoch too.
     fitted = classifier.fit(
@@ -262,22 +258,14 @@ def _train(
         recipe,
         seed=run.config.seed,
         purpose=("data_randomisation",),
-        checkpoint=checkpoint,
-        identity=artefacts.canonical(origin),
+        checkpoint=place.checkpoint,
+        identity=place.identity,
         checkpoint_every_s=60.0,
         is_enough=lambda line: line.validation_accuracy >= asked.until_accuracy,
         describe="permuted labels",
     )
-    classifier.save_tensors(path, fitted.state)
-    kept = {
-        "origin": origin,
-        "sha256": artefacts.sha256(path),
-        "train_accuracy": fitted.validation_accuracy,
-        "epochs": len(fitted.history),
-    }
-    artefacts.write_json(path.with_suffix(".json"), kept)
-    runtime.record_time(path.parent.parent, "permuted labels", len(split) * len(fitted.history), started)
-    checkpoint.unlink(missing_ok=True)
+    kept = place.leave(fitted.state, train_accuracy=fitted.validation_accuracy, epochs=len(fitted.history))
+    runtime.record_time(place.weights.parent.parent, "permuted labels", len(split) * len(fitted.history), started)
     return kept
 
 

@@ -1,10 +1,14 @@
 """What a training tells after each epoch: history.csv and TensorBoard."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -29,21 +33,33 @@ class Scalars:
         if self.writer is not None:
             self.writer.close()
 
-    def add(self, columns: Sequence[str], history: Sequence[Sequence[Any]]) -> None:
-        """Writes all epochs' lines, the number of the epoch first; the last one goes to TensorBoard.
+    def add(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Writes all epochs' lines; the values of the last one, by name and with its number as "epoch", go to TensorBoard.
 
         What a killed run wrote beyond its checkpoint is superseded.
         """
-        artefacts.write_csv(self.folder / "history.csv", columns, history)
-        epoch, *values = history[-1]
-        for name, value in zip(columns[1:], values, strict=True):
-            self._opened(epoch).add_scalar(name, value, epoch)
+        artefacts.write_csv(self.folder / "history.csv", list(history[-1]), [list(line.values()) for line in history])
+        for name, value in history[-1].items():
+            if name != "epoch":
+                self._opened(history[-1]["epoch"]).add_scalar(name, value, history[-1]["epoch"])
 
     def show(self, name: str, picture: Image.Image, epoch: int) -> None:
         """Gives TensorBoard a picture of an epoch."""
         self._opened(epoch).add_image(name, pil_to_tensor(picture), epoch)
 
+    def tell(self, name: str, text: str, epoch: int) -> None:
+        """Gives TensorBoard a text in Markdown."""
+        self._opened(epoch).add_text(name, text, epoch)
+
     def _opened(self, epoch: int) -> SummaryWriter:
         if self.writer is None:
             self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=epoch)
         return self.writer
+
+
+def as_pictures(pixels: Tensor) -> NDArray[np.uint8]:
+    """Pictures (N, H, W, 3) of pixels (N, C, H, W) in [0, 1]; grey ones have the same three times."""
+    shown: NDArray[np.uint8] = (
+        (255 * pixels).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+    )
+    return shown

@@ -7,8 +7,8 @@ seen, for each kind of hole (`blur` blurs the whole image, and so has seen what 
 
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import astuple, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from heatproof.metrics import statistics
 from heatproof.metrics.reconstruction import picture_ssim, psnr_in_holes
 from heatproof.models.inpainting import GatedUNet
 from heatproof.stages.evaluate import sample
-from heatproof.stages.run import Run, build_fill, why_stale
-from heatproof.stages.scalars import Scalars
+from heatproof.stages.run import Run, build_fill
+from heatproof.stages.scalars import Scalars, as_pictures
+from heatproof.stages.trained import Trained
 from heatproof.training import infiller
-from heatproof.training.classifier import save_tensors
 from heatproof.training.holes import KINDS, Kind, holes
 
 logger = logging.getLogger(__name__)
@@ -52,25 +52,26 @@ def run(run: Run) -> None:
     """Trains unless a network of the same origin is there; compares it with other fills unless that is done."""
     section = config.section(run.config, "train_infiller", config.TrainInfiller)
     folder = run.config.outdir / "train_infiller"
-    origin = _origin(run, section)
-    if not _is_done(folder, origin):
-        if run.dry_run:
-            return
-        _train(run, section, folder, origin)
+    place = Trained(folder / "best_model.pth", _origin(run, section))
+    kept = place.kept()
+    if kept is not None:
+        logger.info("%s: complete, mean error in the holes %.4f", place.weights, kept["validation_error"])
+    elif run.dry_run:
+        return
+    else:
+        _train(run, section, place)
     _compare(run, section, folder)
 
 
-def _train(run: Run, section: config.TrainInfiller, folder: Path, origin: dict[str, Any]) -> None:
+def _train(run: Run, section: config.TrainInfiller, place: Trained) -> None:
     torch.manual_seed(seeding.derive(run.config.seed, infiller.PURPOSE, "weights"))
     network = GatedUNet(run.dataset.channels, section.width).to(run.device)
     train, validation = (run.dataset.split(name) for name in ("train", "validation"))
     started = time.monotonic()
-    checkpoint = folder / "checkpoint.pt"
-    columns = [field.name for field in fields(infiller.InfillerEpoch)]
-    with Scalars(folder) as scalars:
+    with Scalars(place.weights.parent) as scalars:
 
-        def tell(history: Any) -> None:
-            scalars.add(columns, [astuple(line) for line in history])
+        def tell(history: Sequence[infiller.InfillerEpoch]) -> None:
+            scalars.add([asdict(line) for line in history])
             scalars.show("filled", _pictures(run, network, validation), history[-1].epoch)
 
         fitted = infiller.fit_infiller(
@@ -79,23 +80,17 @@ def _train(run: Run, section: config.TrainInfiller, folder: Path, origin: dict[s
             run.examples(validation),
             infiller.InfillerRecipe(section.nb_epochs, section.batch_size, section.learning_rate),
             seed=run.config.seed,
-            checkpoint=checkpoint,
-            identity=artefacts.canonical(origin),
+            checkpoint=place.checkpoint,
+            identity=place.identity,
             on_epoch=tell,
         )
-    save_tensors(folder / "best_model.pth", fitted.state)
-    artefacts.write_json(
-        folder / "best_model.json",
-        {
-            "origin": origin,
-            "weights_sha256": artefacts.sha256(folder / "best_model.pth"),
-            "best_epoch": fitted.best_epoch,
-            "epochs": section.nb_epochs,
-            "validation_error": fitted.validation_error,
-        },
+    place.leave(
+        fitted.state,
+        best_epoch=fitted.best_epoch,
+        epochs=section.nb_epochs,
+        validation_error=fitted.validation_error,
     )
-    runtime.record_time(folder, "train-infiller", len(train) * section.nb_epochs, started)
-    checkpoint.unlink(missing_ok=True)
+    runtime.record_time(place.weights.parent, "train-infiller", len(train) * section.nb_epochs, started)
 
 
 def _origin(run: Run, section: config.TrainInfiller) -> dict[str, Any]:
@@ -107,22 +102,6 @@ def _origin(run: Run, section: config.TrainInfiller) -> dict[str, Any]:
     }
 
 
-def _is_done(folder: Path, origin: dict[str, Any]) -> bool:
-    path, weights = folder / "best_model.json", folder / "best_model.pth"
-    kept = artefacts.read_json(path)
-    if kept is None:
-        going_on = " (an interrupted training goes on)" if (folder / "checkpoint.pt").is_file() else ""
-        logger.info("%s: to be trained%s", weights, going_on)
-    elif kept["origin"] != origin:
-        logger.info("%s: stale, to be trained again: %s", weights, why_stale(kept["origin"], origin))
-    elif not weights.is_file() or artefacts.sha256(weights) != kept["weights_sha256"]:
-        logger.info("%s: missing or not the file that was trained, to be trained again", weights)
-    else:
-        logger.info("%s: complete, mean error in the holes %.4f", weights, kept["validation_error"])
-        return True
-    return False
-
-
 def _pictures(run: Run, network: GatedUNet, split: Split) -> Image.Image:
     """Some images, with their holes in grey, and filled."""
     index = np.arange(min(PICTURES, len(split)))
@@ -130,9 +109,8 @@ def _pictures(run: Run, network: GatedUNet, split: Split) -> Image.Image:
     mask = holes(pixels, index, run.config.seed, infiller.PURPOSE, "validation")[:, None]
     with torch.inference_mode():
         filled = torch.where(mask, network(pixels, mask.to(pixels.dtype)), pixels).clamp(0, 1)
-    rows = torch.cat((pixels, torch.where(mask, 0.5, pixels), filled), dim=3)
-    picture = rows.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).flatten(0, 1)
-    return Image.fromarray((picture * 255).round().to(torch.uint8).cpu().numpy())
+    rows = as_pictures(torch.cat((pixels, torch.where(mask, 0.5, pixels), filled), dim=3))
+    return Image.fromarray(np.concatenate(rows))
 
 
 def _compare(run: Run, section: config.TrainInfiller, folder: Path) -> None:

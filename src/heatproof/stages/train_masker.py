@@ -28,9 +28,11 @@ from heatproof.models.hooks import frozen_eval
 from heatproof.models.loading import State
 from heatproof.models.masker import Masker, MaskerForm, SavedMasker, discovered, tapped
 from heatproof.report.overlay import masks_sheet
-from heatproof.stages.run import Run, augmentation, model_origin, why_stale
-from heatproof.stages.scalars import Scalars
+from heatproof.stages.run import Run, augmentation, model_origin
+from heatproof.stages.scalars import Scalars, as_pictures
+from heatproof.stages.trained import Trained
 from heatproof.training import classifier, masker
+from heatproof.training.checkpoints import save_tensors
 from heatproof.training.examples import Examples, Pixels, Relabelled, permuted
 from heatproof.training.mask_objectives import Prior, Term
 from heatproof.training.masker import MaskerRecipe
@@ -68,10 +70,12 @@ def run(run: Run) -> None:
     loaded = run.trained(section.model)
     form = _form(run, section, loaded)
     for job in jobs:
-        folder = run.config.outdir / SECTION / job.name
-        origin = _origin(run, section, job, form, loaded)
-        if not _is_done(folder, origin) and not run.dry_run:
-            _train(run, section, job, form, folder, origin)
+        weights = run.config.outdir / SECTION / job.name / "masker.pth"
+        place = Trained(weights, _origin(run, section, job, form, loaded))
+        if place.kept() is not None:
+            logger.info("%s: complete", weights)
+        elif not run.dry_run:
+            _train(run, section, job, form, place)
 
 
 def _form(run: Run, section: config.TrainMasker, loaded: LoadedModel) -> MaskerForm:
@@ -108,20 +112,18 @@ def _classes(run: Run, loaded: LoadedModel) -> int:
         return int(loaded.module(_blank(run, loaded)).shape[1])
 
 
-def _train(
-    run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, folder: Path, origin: dict[str, Any]
-) -> None:
+def _train(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, place: Trained) -> None:
     loaded = run.trained(section.model)  # CA changes it: each masker begins with a classifier of its own
     recipe = _recipe(run, section, job, loaded)
     torch.manual_seed(seeding.derive(run.config.seed, SECTION, "weights"))
     network = Masker(form).to(run.device)
     train, validation = (_examples(run, section, job, loaded, name) for name in ("train", "validation"))
-    checkpoint = folder / "checkpoint.pt"
+    folder = place.weights.parent
     started = time.monotonic()
     with Scalars(folder) as scalars:
 
         def told(history: Sequence[masker.Line]) -> None:
-            scalars.add(list(history[-1]), [list(line.values()) for line in history])
+            scalars.add(history)
             if section.pictures:
                 shown = _sheet(section, loaded, network, validation)
                 scalars.show("masks", shown, len(history))
@@ -135,35 +137,25 @@ def _train(
             recipe,
             seed=run.config.seed,
             purpose=(SECTION,),
-            checkpoint=checkpoint,
-            identity=artefacts.canonical(origin),
+            checkpoint=place.checkpoint,
+            identity=place.identity,
             on_epoch=told,
             describe=f"train-masker {job.name}",
         )
     saved = _kept(folder, form, fitted, loaded)
-    classifier.save_tensors(folder / "masker.pth", saved.content())
     if section.pictures:
         with artefacts.whole_file(folder / "masks.png") as temporary:
             _sheet(section, loaded, network, validation).save(temporary, format="PNG")
     last = fitted.history[-1]
-    artefacts.write_json(
-        folder / "masker.json",
-        {
-            "origin": origin,
-            "sha256": artefacts.sha256(folder / "masker.pth"),
-            "form": saved.content()["form"],
-            "last": last,
-        },
-    )
+    place.leave(saved.content(), form=saved.content()["form"], last=last)
     logger.info(
         "%s: validation: masks cover %.1f %%, right when clean %.1f %%, masked in %.1f %%, masked out %.1f %%",
-        folder / "masker.pth", 100 * last["validation_area"], 100 * last["validation_accuracy"],
+        place.weights, 100 * last["validation_area"], 100 * last["validation_accuracy"],
         100 * last.get("validation_in_accuracy", float("nan")), 100 * last.get("validation_out_accuracy", float("nan")),
     )  # fmt: skip
     runtime.record_time(
         folder.parent, f"train-masker {job.name}", recipe.epochs * round(recipe.share * len(train)), started
     )
-    checkpoint.unlink(missing_ok=True)
 
 
 def _kept(folder: Path, form: MaskerForm, fitted: masker.Fitted, loaded: LoadedModel) -> SavedMasker:
@@ -172,15 +164,14 @@ def _kept(folder: Path, form: MaskerForm, fitted: masker.Fitted, loaded: LoadedM
     if trained is None:
         return SavedMasker(form, fitted.masker, loaded.weights_sha256, loaded.weights_sha256)
     path = folder / "classifier.pth"
-    classifier.save_tensors(path, trained)
-    normalization = {"mean": loaded.normalization.mean, "std": loaded.normalization.std}
-    artefacts.write_json(path.with_suffix(".json"), {"normalization": normalization})
+    save_tensors(path, trained)
+    artefacts.write_json(path.with_suffix(".json"), {"normalization": loaded.normalization.plain})
     return SavedMasker(form, fitted.masker, loaded.weights_sha256, artefacts.sha256(path), trained)
 
 
 def _sheet(section: config.TrainMasker, loaded: LoadedModel, network: Masker, validation: Examples) -> Image.Image:
     """Masks of the first validation images."""
-    batch = next(validation.batches(torch.arange(min(section.pictures, len(validation))), section.pictures))
+    batch = validation.first(section.pictures)
     images, form = loaded.normalization(batch.pixels), network.form
     areas = batch.pixels.new_full((len(images),), sum(section.areas) / 2) if form.takes_area else None
     was_training = network.training
@@ -190,11 +181,8 @@ def _sheet(section: config.TrainMasker, loaded: LoadedModel, network: Masker, va
         classes = None if form.classes is None else batch.labels
         masks = network(activations(), images.shape[2:], areas=areas, classes=classes)
     network.train(was_training)
-    shown = (255 * batch.pixels).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    mean = loaded.normalization.mean
-    if shown.shape[3] == 1:
-        shown, mean = np.repeat(shown, 3, axis=3), mean * 3
-    return masks_sheet(shown, masks.float().cpu().numpy(), mean)
+    # One mean serves all three colours of a grey picture.
+    return masks_sheet(as_pictures(batch.pixels), masks.float().cpu().numpy(), loaded.normalization.mean)
 
 
 def _examples(run: Run, section: config.TrainMasker, job: Job, loaded: LoadedModel, name: str) -> Examples:
@@ -273,27 +261,10 @@ def _origin(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, l
     return {
         "data": {name: run.dataset.split(name).fingerprint for name in ("train", "validation")},
         "model": model_origin(section.model) | {"weights": loaded.weights_sha256},
-        "normalization": {"mean": list(loaded.normalization.mean), "std": list(loaded.normalization.std)},
+        "normalization": loaded.normalization.plain,
         "form": job.form,
         "labels": "permuted" if job.is_permuted else "own",
         "training": section.model_dump(mode="json", exclude=left_out),
         "seed": run.config.seed,
         "code": code,
     }
-
-
-def _is_done(folder: Path, origin: dict[str, Any]) -> bool:
-    path = folder / "masker.pth"
-    kept = artefacts.read_json(folder / "masker.json")
-    if kept is None:
-        going_on = " (an interrupted training goes on)" if (folder / "checkpoint.pt").is_file() else ""
-        logger.info("%s: to be trained%s", path, going_on)
-        return False
-    if kept["origin"] != origin:
-        logger.info("%s: stale, to be trained again: %s", path, why_stale(kept["origin"], origin))
-        return False
-    if not path.is_file() or artefacts.sha256(path) != kept["sha256"]:
-        logger.info("%s: missing or not the file that was trained, to be trained again", path)
-        return False
-    logger.info("%s: complete", path)
-    return True

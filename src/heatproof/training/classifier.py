@@ -4,10 +4,7 @@ Nothing random outlives an epoch: batch order, augmentation and torch's own draw
 (seed, purpose, e), so a checkpoint needs no generator states.
 """
 
-import contextlib
-import copy
 import math
-import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from heatproof import artefacts, plugins, runtime, seeding
-from heatproof.errors import HeatproofError, ModelError, PluginError
+from heatproof import plugins, runtime, seeding
+from heatproof.errors import DivergedError, PluginError
+from heatproof.models.loading import State
 from heatproof.training.augmentation import Augmentation
+from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
 from heatproof.training.examples import Examples
 
 RESULTS_VERSION = 1
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,10 +105,6 @@ class Fitted:
     history: tuple[Epoch, ...]
 
 
-class DivergedError(HeatproofError):
-    """The loss became infinite or NaN."""
-
-
 Normalize = Callable[[Tensor], Tensor]
 
 
@@ -126,7 +120,7 @@ def fit(
     checkpoint: Path | None = None,
     identity: str = "",
     checkpoint_every_s: float = 0.0,
-    on_epoch: Callable[[Epoch, Sequence[Epoch]], None] | None = None,
+    on_epoch: Callable[[Sequence[Epoch]], None] | None = None,
     is_enough: Callable[[Epoch], bool] | None = None,
     describe: str | None = None,
 ) -> Fitted:
@@ -145,7 +139,7 @@ def fit(
             it once the result is safe.
         identity: what the training depends on; a checkpoint of another identity is not used.
         checkpoint_every_s: least time between two checkpoints.
-        on_epoch: called after each epoch with its line and all lines so far.
+        on_epoch: called after each epoch with all lines so far.
         is_enough: asked after each epoch with its line; once it says yes, no further epoch follows.
         describe: text of a progress bar on stderr; None shows none.
 
@@ -155,18 +149,16 @@ def fit(
     """
     steps = math.ceil(int(train.valid.sum()) / recipe.batch_size)
     run = _Run(module, normalize, recipe, seed, purpose, recipe.epochs * (steps if recipe.scheduler_per_batch else 1))
-    first = run.resume(checkpoint, identity) if checkpoint is not None else 0
+    first = run.resume(checkpoint, identity)
     saved_at = time.monotonic()
-    bar = runtime.progress(recipe.epochs * steps, describe, "step", first * steps) if describe else None
-    with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
+    with runtime.progress(recipe.epochs * steps, describe, "step", first * steps) as bar:
         for epoch in range(first, recipe.epochs):
             if run.history and (run.is_patience_over() or (is_enough is not None and is_enough(run.history[-1]))):
                 break
-            line = run.epoch(epoch, train, validation, (lambda: None) if bar is None else bar.update)
-            if bar is not None:
-                bar.set_postfix_str(f"epoch {epoch + 1}, validation {line.validation_accuracy:.1%}", refresh=False)
+            line = run.epoch(epoch, train, validation, bar.update)
+            bar.set_postfix_str(f"epoch {epoch + 1}, validation {line.validation_accuracy:.1%}", refresh=False)
             if on_epoch is not None:
-                on_epoch(line, run.history)
+                on_epoch(run.history)
             if checkpoint is not None and time.monotonic() - saved_at >= checkpoint_every_s:
                 run.save(checkpoint, identity)
                 saved_at = time.monotonic()
@@ -188,12 +180,10 @@ def predict(
     `describe` is the text of a progress bar on stderr; None shows none.
     """
     found = []
-    bar = runtime.progress(int(examples.valid.sum()), describe) if describe else None
-    with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
+    with runtime.progress(int(examples.valid.sum()), describe) as bar:
         for logits, _ in _logits(module, normalize, examples, batch_size, recipe):
             found.append(logits.argmax(1).cpu().numpy())
-            if bar is not None:
-                bar.update(len(logits))
+            bar.update(len(logits))
     return np.concatenate(found)
 
 
@@ -201,13 +191,6 @@ def accuracy(module: nn.Module, normalize: Normalize, examples: Examples, *, bat
     """Share of examples that are classified right, in [0, 1]."""
     predictions = predict(module, normalize, examples, batch_size=batch_size)
     return float((predictions == examples.split.labels[examples.valid]).mean())
-
-
-def save_tensors(path: Path, state: Any) -> None:
-    """Writes a whole file that `torch.load(weights_only=True)` reads; equal tensors give equal bytes."""
-    # Given a path, torch would write its (temporary) name into the file.
-    with artefacts.whole_file(path) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
 
 
 def _logits(
@@ -274,7 +257,7 @@ class _Run:
         line = Epoch(number + 1, rate, train_loss, train_accuracy, validation_loss, validation_accuracy)
         self.history.append(line)
         if validation_accuracy > self.best_accuracy:
-            self.best, self.best_epoch, self.best_accuracy = _copied(self.module), number + 1, validation_accuracy
+            self.best, self.best_epoch, self.best_accuracy = copied(self.module), number + 1, validation_accuracy
         return line
 
     def is_patience_over(self) -> bool:
@@ -329,15 +312,10 @@ class _Run:
         }
         save_tensors(path, state)
 
-    def resume(self, path: Path, identity: str) -> int:
+    def resume(self, path: Path | None, identity: str) -> int:
         """Takes up a checkpoint of the same identity; returns the number of epochs that are done."""
-        if not path.is_file():
-            return 0
-        try:
-            state = torch.load(path, map_location=next(self.module.parameters()).device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ModelError(f"{path}: the checkpoint is damaged; delete it to train from the start") from error
-        if state["identity"] != identity:
+        state = read_checkpoint(path, identity)
+        if state is None:
             return 0
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -346,11 +324,6 @@ class _Run:
         self.history = [Epoch(**line) for line in state["history"]]
         self.best, self.best_epoch, self.best_accuracy = state["best"], state["best_epoch"], state["best_accuracy"]
         return len(self.history)
-
-
-def _copied(module: nn.Module) -> State:
-    # Contiguous on the CPU, so that the file does not depend on device or memory layout.
-    return {name: copy.deepcopy(value.detach()).cpu().contiguous() for name, value in module.state_dict().items()}
 
 
 def _build(named: Named, *arguments: Any) -> Any:

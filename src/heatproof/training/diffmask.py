@@ -24,10 +24,8 @@ One step is one pass over the intact images, one over the masked ones, and one b
 from (seed, purpose, s), so that a checkpoint needs no generator states.
 """
 
-import contextlib
 import logging
 import math
-import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -40,12 +38,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from heatproof import runtime, seeding
-from heatproof.errors import HeatproofError, InputError, ModelError
+from heatproof.errors import DivergedError, InputError
 from heatproof.models.diffmask import Explainer, Masking, Pass
 from heatproof.models.hard_concrete import log_complement
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.loading import State
-from heatproof.training.classifier import Normalize, save_tensors
+from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
+from heatproof.training.classifier import Normalize
 from heatproof.training.examples import Examples
 from heatproof.training.lookahead import Lookahead
 
@@ -159,10 +158,6 @@ class Fitted:
     history: tuple[Epoch, ...]
 
 
-class DivergedError(HeatproofError):
-    """The loss became infinite or NaN."""
-
-
 class Draws(NamedTuple):
     """What is random in one step: each image's depth (B,), and u (B, T, G) in [0, 1)."""
 
@@ -235,7 +230,7 @@ def fit(
     checkpoint: Path | None = None,
     identity: str = "",
     checkpoint_every_s: float = 60.0,
-    on_epoch: Callable[[Epoch, Sequence[Epoch]], None] | None = None,
+    on_epoch: Callable[[Sequence[Epoch]], None] | None = None,
     describe: str | None = None,
 ) -> Fitted:
     """Trains `explainer` in place for a frozen classifier and returns the best epoch's weights.
@@ -257,7 +252,7 @@ def fit(
             once the result is safe.
         identity: what the training depends on; a checkpoint of another identity is not used.
         checkpoint_every_s: least time between two checkpoints within an epoch; there is one after each epoch.
-        on_epoch: called after each epoch with its line and all lines so far.
+        on_epoch: called after each epoch with all lines so far.
         describe: text of a progress bar on stderr; None shows none.
 
     Raises:
@@ -267,16 +262,14 @@ def fit(
     run = _Run(Trainer(explainer, masking, recipe), normalize, seed, purpose, checkpoint, identity)
     run.resume()
     steps = _steps(train, recipe.batch_size)
-    bar = runtime.progress(recipe.epochs * steps, describe, "step", run.step) if describe else None
-    with contextlib.closing(bar) if bar is not None else contextlib.nullcontext(), frozen_eval(model):
+    with runtime.progress(recipe.epochs * steps, describe, "step", run.step) as bar, frozen_eval(model):
         while len(run.history) < recipe.epochs and not run.is_enough():
-            run.learn(train, checkpoint_every_s, (lambda: None) if bar is None else bar.update)
+            run.learn(train, checkpoint_every_s, bar.update)
             line = run.close_epoch(train, validation)
-            if bar is not None:
-                told = f"epoch {line.epoch}, divergence {line.hard_divergence:.3f}, kept {line.hard_kept:.1%}"
-                bar.set_postfix_str(told, refresh=False)
+            told = f"epoch {line.epoch}, divergence {line.hard_divergence:.3f}, kept {line.hard_kept:.1%}"
+            bar.set_postfix_str(told, refresh=False)
             if on_epoch is not None:
-                on_epoch(line, run.history)
+                on_epoch(run.history)
             run.save()
     assert run.best is not None
     best = run.history[run.best_epoch - 1]
@@ -352,8 +345,8 @@ class Depths:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes up such values."""
-        self.agreement, self.kept = state["agreement"].cpu(), state["kept"].cpu()
-        self.divergence, self.steps = state["divergence"].cpu(), state["steps"].cpu()
+        self.agreement, self.kept = state["agreement"], state["kept"]
+        self.divergence, self.steps = state["divergence"], state["steps"]
 
 
 class Trainer:
@@ -524,7 +517,7 @@ class _Run:
         line = Epoch(len(self.history) + 1, self.step, loss, divergence, agreement, kept, alpha, **scores)
         self.history.append(line)
         if self.best is None or line.rank(recipe.eps) < self.history[self.best_epoch - 1].rank(recipe.eps):
-            self.best, self.best_epoch = _copied(explainer), line.epoch
+            self.best, self.best_epoch = copied(explainer), line.epoch
         return line
 
     def save(self) -> None:
@@ -544,19 +537,11 @@ class _Run:
 
     def resume(self) -> None:
         """Takes up a checkpoint of the same identity."""
-        if self.checkpoint is None or not self.checkpoint.is_file():
-            return
-        device = self.trainer.explainer.placeholder.device
-        try:
-            state = torch.load(self.checkpoint, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ModelError(
-                f"{self.checkpoint}: the checkpoint is damaged; delete it to train from the start"
-            ) from error
-        if state["identity"] != self.identity:
+        state = read_checkpoint(self.checkpoint, self.identity)
+        if state is None:
             return
         self.trainer.load_state_dict(state["trainer"])
-        self.sums = state["sums"].cpu()
+        self.sums = state["sums"]
         self.history = [Epoch(**line) for line in state["history"]]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.saved = f"{self.checkpoint}, after step {self.step}"
@@ -565,7 +550,3 @@ class _Run:
 def _steps(train: Examples, batch_size: int) -> int:
     """In one epoch."""
     return math.ceil(len(train) / batch_size)
-
-
-def _copied(module: nn.Module) -> State:
-    return {name: value.detach().clone().cpu() for name, value in module.state_dict().items()}

@@ -158,6 +158,10 @@ class Examples:
                 pixels = self.removal.degrade(pixels, ranks, indices)
             yield Batch(pixels, self._labels[indices], indices)
 
+    def first(self, count: int) -> Batch:
+        """The first `count` examples, or as many as there are."""
+        return next(self.batches(torch.arange(min(count, len(self))), count))
+
     def _held_batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         assert self._held is not None
         for chunk in order.to(self.device).split(batch_size):

@@ -4,7 +4,6 @@ As in the training of classifiers, nothing random outlives an epoch: order and h
 learning rate falls to zero along half a cosine, a function of the step alone.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor
 
 from heatproof import runtime, seeding
+from heatproof.errors import DivergedError
 from heatproof.models.inpainting import GatedUNet
-from heatproof.models.loading import read_plain
-from heatproof.training.classifier import DivergedError, State, save_tensors
+from heatproof.models.loading import State
+from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
 from heatproof.training.examples import Batch, Examples
 from heatproof.training.holes import holes
 
@@ -95,7 +95,7 @@ def fit_infiller(
     first = run.resume(checkpoint, identity)
     steps = math.ceil(len(train) / recipe.batch_size)
     saved_at = time.monotonic()
-    with contextlib.closing(runtime.progress(recipe.epochs * steps, describe, "step", first * steps)) as bar:
+    with runtime.progress(recipe.epochs * steps, describe, "step", first * steps) as bar:
         for epoch in range(first, recipe.epochs):
             line = run.epoch(epoch, steps, train, validation, bar.update)
             bar.set_postfix_str(f"epoch {epoch + 1}, validation {line.validation_error:.4f}", refresh=False)
@@ -147,8 +147,7 @@ class _Run:
         line = InfillerEpoch(number + 1, rate, total / len(train), self._validate(validation))
         self.history.append(line)
         if line.validation_error < self.best_error:
-            self.best = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
-            self.best_epoch, self.best_error = number + 1, line.validation_error
+            self.best, self.best_epoch, self.best_error = copied(self.network), number + 1, line.validation_error
         return line
 
     def _rate(self, step: int, steps: int) -> float:
@@ -181,10 +180,8 @@ class _Run:
 
     def resume(self, path: Path, identity: str) -> int:
         """Takes up a checkpoint of the same identity; returns the number of epochs that are done."""
-        if not path.is_file():
-            return 0
-        state = read_plain(path)
-        if state["identity"] != identity:
+        state = read_checkpoint(path, identity)
+        if state is None:
             return 0
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -58,7 +58,8 @@ class Lookahead:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up such a state."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.count, self._slow = state["count"], dict(state["slow"])
+        parameters, self.count = self._parameters(), state["count"]
+        self._slow = {number: slow.to(parameters[number].device) for number, slow in state["slow"].items()}
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from heatproof import runtime, seeding
-from heatproof.errors import InputError
+from heatproof.errors import DivergedError, InputError
 from heatproof.models.hooks import frozen_eval
-from heatproof.models.loading import State, read_plain
+from heatproof.models.loading import State
 from heatproof.models.masker import Masker, tapped
 from heatproof.training.augmentation import Augmentation
-from heatproof.training.classifier import DivergedError, save_tensors
+from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
 from heatproof.training.examples import Examples
 from heatproof.training.mask_objectives import Side, Term, TermLoss, term_loss
 
@@ -188,22 +188,18 @@ def fit(
         run = _Run(training, normalize, train, seed, purpose)
         run.resume(checkpoint, identity)
         saved_at = time.monotonic()
-        bar = runtime.progress(recipe.epochs * run.steps, describe, "step", training.step_count) if describe else None
-        with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
+        with runtime.progress(recipe.epochs * run.steps, describe, "step", training.step_count) as bar:
             for epoch in range(len(run.history), recipe.epochs):
-                line = run.epoch(epoch, validation, (lambda: None) if bar is None else bar.update)
-                if bar is not None:
-                    bar.set_postfix_str(
-                        f"epoch {epoch + 1}, loss {line['validation_loss']:.3f}, area {line['validation_area']:.2f}",
-                        refresh=False,
-                    )
+                line = run.epoch(epoch, validation, bar.update)
+                told = f"epoch {epoch + 1}, loss {line['validation_loss']:.3f}, area {line['validation_area']:.2f}"
+                bar.set_postfix_str(told, refresh=False)
                 if on_epoch is not None:
                     on_epoch(run.history)
                 if checkpoint is not None and time.monotonic() - saved_at >= checkpoint_every_s:
                     run.save(checkpoint, identity)
                     saved_at = time.monotonic()
-    trained = _copied(classifier) if recipe.form == "ca" else None
-    return Fitted(_copied(masker), trained, tuple(run.history))
+    trained = copied(classifier) if recipe.form == "ca" else None
+    return Fitted(copied(masker), trained, tuple(run.history))
 
 
 class Training:
@@ -348,9 +344,9 @@ class Training:
         ):
             return
         if len(self.zoo) < recipe.zoo_size:
-            self.zoo.append(_copied(self.classifier))
+            self.zoo.append(copied(self.classifier))
         else:
-            self.zoo[int(slot * len(self.zoo))] = _copied(self.classifier)
+            self.zoo[int(slot * len(self.zoo))] = copied(self.classifier)
 
     def _move(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         self._apply(optimizer, self._gradients(optimizer, loss))
@@ -515,10 +511,8 @@ class _Run:
 
     def resume(self, path: Path | None, identity: str) -> None:
         """Takes up a checkpoint of the same identity."""
-        if path is None or not path.is_file():
-            return
-        state: dict[str, Any] = read_plain(path)
-        if state["identity"] != identity:
+        state = read_checkpoint(path, identity)
+        if state is None:
             return
         training = self.training
         training.masker.load_state_dict(state["masker"])
@@ -536,7 +530,3 @@ def _means(batches: Sequence[tuple[int, dict[str, Tensor]]]) -> Line:
     table = torch.stack([torch.stack([found[name] for name in names]) for _, found in batches]).double().cpu()
     weights = torch.tensor([count for count, _ in batches], dtype=torch.float64)
     return dict(zip(names, (table * weights[:, None]).sum(dim=0).div(weights.sum()).tolist(), strict=True))
-
-
-def _copied(module: nn.Module) -> State:
-    return {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}

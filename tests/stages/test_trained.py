@@ -1,0 +1,55 @@
+"""The one place where a training's result lies: whole and of the wanted origin, or made again, and the log says why."""
+
+import pytest
+import torch
+
+from heatproof import artefacts
+from heatproof.stages.trained import Trained
+
+STATE = {"weight": torch.arange(3.0)}
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Trained(tmp_path / "net" / "net.pth", {"seed": 0, "training": {"epochs": 2, "areas": (0.2, 0.5)}})
+
+
+def test_what_was_left_is_kept_and_its_checkpoint_is_gone(place):
+    assert place.kept() is None
+    place.checkpoint.parent.mkdir()
+    place.checkpoint.write_bytes(b"state")
+    left = place.leave(STATE, accuracy=0.5)
+    assert left["accuracy"] == 0.5
+    assert left["weights_sha256"] == artefacts.sha256(place.weights)
+    assert place.kept() == {**left, "origin": artefacts.read_json(place.weights.with_suffix(".json"))["origin"]}
+    assert torch.equal(torch.load(place.weights, weights_only=True)["weight"], STATE["weight"])
+    assert [path.name for path in sorted(place.weights.parent.iterdir())] == ["net.json", "net.pth"]
+
+
+def test_why_it_is_trained_is_said(place, caplog):
+    caplog.set_level("INFO")
+
+    def told():
+        caplog.clear()
+        assert place.kept() is None
+        return caplog.text
+
+    assert "net.pth: to be trained\n" in told()
+    place.checkpoint.parent.mkdir()
+    place.checkpoint.write_bytes(b"state")
+    assert "net.pth: to be trained (an interrupted training goes on)" in told()
+    Trained(place.weights, {**place.origin, "seed": 1}).leave(STATE)
+    assert "net.pth: stale, to be trained again: seed: 1 -> 0" in told()
+    place.leave(STATE)
+    place.weights.write_bytes(b"another")
+    assert "missing or not the file that was trained" in told()
+    place.weights.unlink()
+    assert "missing or not the file that was trained" in told()
+
+
+def test_files_of_older_maskers_are_not_trained_again(place):
+    kept = place.leave(STATE)
+    artefacts.write_json(
+        place.weights.with_suffix(".json"), {"origin": kept["origin"], "sha256": kept["weights_sha256"]}
+    )
+    assert place.kept()["weights_sha256"] == kept["weights_sha256"]
