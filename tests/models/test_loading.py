@@ -19,7 +19,7 @@ from heatproof import artefacts
 from heatproof.datasets import open_dataset
 from heatproof.errors import ModelError, PluginError
 from heatproof.models import Normalization, load
-from heatproof.models.loading import state_sha256
+from heatproof.models.loading import read_weights, state_sha256
 from heatproof.models.resnet_cifar import NarrowResNet8
 
 HALF = Normalization((0.5,) * 3, (0.5,) * 3)
