@@ -130,3 +130,14 @@ def test_the_json_schema_describes_every_key():
     schema = json.dumps(config.Config.model_json_schema())
     assert '"split_ratio"' in schema
     assert '"additionalProperties": false' in schema
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e300"])
+@pytest.mark.parametrize(
+    "key",
+    ["train_cls.optimizer.lr", "extract_cams.attribution_methods[0].kwargs.sigma", "train_cls.augmentation.noise"],
+)
+def test_numbers_that_arithmetic_cannot_hold_are_refused_wherever_they_stand(path, key, value):
+    with pytest.raises(ConfigError, match=r": input should be a finite number") as error:
+        config.read(path, [f"{key}={value}"])
+    assert f"c.yml: {key}: " in str(error.value)

@@ -4,7 +4,7 @@ Section and key names are those of the ROAR research code. Defaults stand here a
 """
 
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -187,9 +187,7 @@ class TrainDiffmask(Section):
     patience: PositiveInt | None = Field(
         None, description="end when no epoch has been better for so many epochs; null: never"
     )
-    eps: float = Field(
-        0.1, gt=0, allow_inf_nan=False, description="tolerated KL divergence of the masked from the intact prediction"
-    )
+    eps: float = Field(0.1, gt=0, description="tolerated KL divergence of the masked from the intact prediction")
     alpha: float = Field(2.0, ge=0, le=200, description="first value of each depth's multiplier of the divergence")
     lr: float = Field(1.0e-2, gt=0, description="learning rate of the gates")
     lr_placeholder: float = Field(
@@ -737,6 +735,9 @@ CONTROLS: dict[str, AttributionMethod] = {
     }.items()
 }
 
+LARGEST = 3.4e38
+"""Of the numbers of a configuration: networks compute in 32 bits."""
+
 # Names that pydantic puts into a location for the alternatives of a type.
 _ALTERNATIVES = {"str", "int", "float", "Plugin"}
 
@@ -769,6 +770,10 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Config:
     if isinstance(outdir, str):
         content = _substituted(content, outdir)
     _complete_tests(content)
+    for where, value in _numbers(content):
+        # What the arithmetic cannot hold, and origins cannot say.
+        if not abs(value) <= LARGEST:
+            raise ConfigError(f"{path}: {where}: {value!r}: input should be a finite number, of 32 bits")
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
@@ -874,6 +879,15 @@ def _unshared(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def _numbers(value: Any, where: tuple[int | str, ...] = ()) -> Iterator[tuple[str, float]]:
+    """All fractions of a configuration, each with its place; also in options that the schema does not know."""
+    if isinstance(value, float):
+        yield _where(where), value
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        yield from _numbers(part, (*where, name if isinstance(name, int) else str(name)))
 
 
 def _substituted(value: Any, outdir: str) -> Any:

@@ -180,3 +180,8 @@ def test_a_missing_explainer_is_named_with_the_stage_that_makes_it(write, capsys
     assert heatproof("train-cls", "--config", path) == 0
     line = refused(capsys, "extract-attribution-maps", "--config", path)
     assert "train_diffmask/best_model.pth: no such file; train-diffmask makes it" in line
+
+
+def test_a_start_that_is_not_there_is_one_line_also_after_the_training(done, capsys):
+    line = refused(capsys, "train-diffmask", "--config", done, "train_diffmask.diffmask_checkpoint=none.pth")
+    assert "none.pth: no such file; train-diffmask makes it, or mend train_diffmask.diffmask_checkpoint" in line

@@ -296,3 +296,14 @@ def test_a_network_without_stages_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     with pytest.raises(ModelError, match="neither tokens nor stages"):
         masking_of(model).intact(torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"form": torch.tensor(9)}, {"form": torch.tensor([0, 1])}, {"gate.placeholder": torch.tensor(0.0)}],
+    ids=["an unknown form", "two forms", "a placeholder without axes"],
+)
+def test_a_damaged_file_of_an_explainer_is_one_line(damage):
+    explainer = Explainer("tokens", 2, 8, hidden=4, mul_activation=1.0, add_activation=1.0)
+    with pytest.raises(ModelError, match=r"x\.pth: is damaged, or no file that train-diffmask made"):
+        explainer_from(explainer.state_dict() | damage, where="x.pth")

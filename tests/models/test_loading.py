@@ -19,7 +19,7 @@ from heatproof import artefacts
 from heatproof.datasets import open_dataset
 from heatproof.errors import ModelError, PluginError
 from heatproof.models import Normalization, load
-from heatproof.models.loading import state_sha256
+from heatproof.models.loading import read_weights, state_sha256
 from heatproof.models.resnet_cifar import NarrowResNet8
 
 HALF = Normalization((0.5,) * 3, (0.5,) * 3)
@@ -217,7 +217,7 @@ def saved(thing):
         (saved({"a": torch.zeros(300)})[:-100], "is no file of weights, or a damaged one"),
         (saved(nn.Linear(1, 1)), r"is no tensors-only file of weights \(it names torch.nn.modules.linear.Linear\)"),
         (saved([torch.zeros(1)]), "holds a list; expected a dict of tensors"),
-        (saved({}), "holds a dict; expected a dict of tensors"),
+        (saved({}), "holds no tensor; expected a dict of tensors by name"),
         (
             saved({"state_dict": {"a": torch.zeros(1)}, "epoch": 3}),
             "'state_dict' is a dict; .* save its 'state_dict' alone",
@@ -403,3 +403,19 @@ def test_the_shared_mobilenet_gives_its_logits_on_framed_photographs(tmp_path):
     with torch.inference_mode():
         logits = found.module(found.normalization(data.split("test").pixels(range(len(names))) / 255))
     np.testing.assert_allclose(logits.numpy(), expected["logits"][::6], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({1: torch.zeros(2)}, "holds a dict; expected a dict of tensors by name"),
+        (
+            {"format": "heatproof/masker", "masker": {}},
+            "is a file of heatproof/masker, not the weights of a network alone; name the file that is meant",
+        ),
+    ],
+)
+def test_files_of_something_else_say_what_they_are(tmp_path, content, message):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(ModelError, match=message):
+        read_weights(tmp_path / "weights.pth")

@@ -338,3 +338,32 @@ def test_a_missing_checkpoint_says_where_it_comes_from_and_its_licence(tmp_path)
         ModelError, match=r"fix.chk: no such checkpoint; .*zphang/saliency_investigation \(BSD-3-Clause\)"
     ):
         read_published(tmp_path / "fix.chk")
+
+
+DAMAGE = {
+    "no form": (lambda content: content.pop("form"), "KeyError: 'form'"),
+    "no weights": (lambda content: content.pop("masker"), "KeyError: 'masker'"),
+    "a form that is none": (lambda content: content.update(form=[1]), "TypeError: "),
+    "an option of later": (lambda content: content["form"].update(later=1), "unexpected keyword argument 'later'"),
+    "a width in words": (lambda content: content["form"].update(width="x"), "width: 'x' must be an integer"),
+    "no stride": (lambda content: content["form"].update(stride=0), "stride: 0 must lie between 1 and"),
+    "weights in words": (lambda content: content.update(masker="abc"), "weights that are no dict of tensors"),
+    "a number as weights": (
+        lambda content: content["masker"].update({"final.0.bias": 3.0}),
+        "weights that are no dict of tensors",
+    ),
+    "a classifier in words": (
+        lambda content: content.update(classifier={"a": "b"}),
+        "weights that are no dict of tensors",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_masker_is_one_line(saved, tmp_path, damage, message):
+    content = saved.content()
+    content["masker"] = dict(content["masker"])
+    damage(content)
+    torch.save(content, tmp_path / "masker.pth")
+    with pytest.raises(ModelError, match=rf"masker\.pth: is a damaged masker \(.*{message}.*; make it again"):
+        read_masker(tmp_path / "masker.pth")

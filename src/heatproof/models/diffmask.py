@@ -435,9 +435,12 @@ def explainer_from(state: State, *, where: str) -> Explainer:
         "patch": torch.tensor(0), "spread": torch.tensor(1.0), "classifier": torch.zeros(32, dtype=torch.uint8),
     }  # fmt: skip
     weights = published | weights
+    form = weights["form"]
+    if form.numel() != 1 or int(form) not in range(len(FORMS)) or weights["gate.placeholder"].ndim != 3:
+        raise ModelError(f"{where}: is damaged, or no file that train-diffmask made; train again, or name another file")
     states = len([name for name in weights if name.endswith("f.0.weight_v")])
     explainer = Explainer(
-        FORMS[int(weights["form"])], states, first.shape[1] // 2, hidden=first.shape[0],
+        FORMS[int(form)], states, first.shape[1] // 2, hidden=first.shape[0],
         mul_activation=0.0, add_activation=0.0, colours=weights["gate.placeholder"].shape[-1],
     )  # fmt: skip
     put_weights(explainer, weights, where=where, arch="DiffMask")

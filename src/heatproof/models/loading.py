@@ -367,9 +367,15 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 def _checked(path: Path, state: Any) -> State:
-    if not isinstance(state, Mapping) or not state:
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise ModelError(
-            f"{path}: holds a {type(state).__name__}; expected a dict of tensors, as model.state_dict() gives"
+            f"{path}: holds a {type(state).__name__}; expected a dict of tensors by name, as model.state_dict() gives"
+        )
+    if not state:
+        raise ModelError(f"{path}: holds no tensor; expected a dict of tensors by name, as model.state_dict() gives")
+    if isinstance(kind := state.get("format"), str):
+        raise ModelError(
+            f"{path}: is a file of {kind}, not the weights of a network alone; name the file that is meant"
         )
     for name, value in state.items():
         if not isinstance(value, Tensor):

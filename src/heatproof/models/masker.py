@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from heatproof.errors import InputError, MissingInputError, ModelError
+from heatproof import checks
+from heatproof.errors import HeatproofError, InputError, MissingInputError, ModelError
 from heatproof.models.attention import on_grid, patch_grid, recorded_output
 from heatproof.models.hooks import frozen_eval, recorded
 from heatproof.models.loading import State, put_weights, read_plain
@@ -97,6 +98,8 @@ class MaskerForm:
         ):
             if getattr(self, name) not in known:
                 raise InputError(f"masker: {name} {getattr(self, name)!r}: must be one of {', '.join(map(str, known))}")
+        checks.integer("masker: width", self.width, 1, 10**6)
+        checks.integer("masker: stride", self.stride, 1, 10**6)
         if self.temperature <= 0:
             raise InputError(f"masker: temperature {self.temperature!r}: must be above 0")
 
@@ -381,13 +384,30 @@ def read_masker(path: Path) -> SavedMasker:
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         published = isinstance(content, Mapping) and bool({"state_dict_masker", "state_dict_decoder"} & content.keys())
         advice = (
-            "a published checkpoint: make a masker of it with heatproof import-masker" if published else "no masker"
+            "a published checkpoint: make a masker of it with heatproof import-masker"
+            if published
+            else "no masker; name the masker.pth that train-masker or import-masker made"
         )
         raise ModelError(f"{path}: is {advice}")
-    form = MaskerForm(**content["form"])
-    return SavedMasker(
-        form, content["masker"], content["started_from"], content["classifier_sha256"], content["classifier"]
-    )
+    try:
+        form = MaskerForm(**content["form"])
+        return SavedMasker(
+            form,
+            _weights(content["masker"]),
+            str(content["started_from"]),
+            str(content["classifier_sha256"]),
+            None if content["classifier"] is None else _weights(content["classifier"]),
+        )
+    except (KeyError, TypeError, HeatproofError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise ModelError(f"{path}: is a damaged masker ({reason}); make it again") from error
+
+
+def _weights(found: Any) -> State:
+    """A state dict that a file holds among other things."""
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise TypeError("weights that are no dict of tensors")
+    return dict(found)
 
 
 # --- published checkpoints

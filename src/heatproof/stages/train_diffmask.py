@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from heatproof import artefacts, config, runtime, seeding
+from heatproof.errors import MissingInputError
 from heatproof.models import LoadedModel, frozen_eval
 from heatproof.models.diffmask import Explainer, Masking, explainer_for, explainer_from, masking_of
 from heatproof.models.loading import put_weights, read_weights
@@ -101,6 +102,10 @@ def recipe_of(section: config.TrainDiffmask) -> diffmask.Recipe:
 
 def _origin(run: Run, section: config.TrainDiffmask, loaded: LoadedModel) -> dict[str, Any]:
     start = section.diffmask_checkpoint
+    if start is not None and not start.is_file():
+        raise MissingInputError(
+            f"{start}: no such file; train-diffmask makes it, or mend train_diffmask.diffmask_checkpoint"
+        )
     return {
         "data": {name: run.dataset.split(name).fingerprint for name in ("train", "validation", "test")},
         "model": model_origin(section.model),
@@ -109,7 +114,7 @@ def _origin(run: Run, section: config.TrainDiffmask, loaded: LoadedModel) -> dic
         "training": section.model_dump(
             mode="json", exclude={"model", "sample_images", "pictures_every", "diffmask_checkpoint"}
         ),
-        "start": artefacts.sha256(start) if start is not None and start.is_file() else None,
+        "start": None if start is None else artefacts.sha256(start),
         "seed": run.config.seed,
         "code": diffmask.RESULTS_VERSION,
     }
