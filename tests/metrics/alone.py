@@ -68,5 +68,7 @@ def public(module):
     return {
         name
         for name, value in vars(module).items()
-        if inspect.isfunction(inspect.unwrap(value)) and value.__module__ == module.__name__ and not name.startswith("_")
+        if inspect.isfunction(inspect.unwrap(value))
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
     }
