@@ -8,17 +8,16 @@ repeats. Quantus flips single features of a colour image, we flip pixels: both d
 grey images only, so grey images both get. The bare side feeds one finished batch again and again.
 """
 
-import argparse
 import importlib.util
-import statistics
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from alternating import Turns, parser_for, turns_of
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
@@ -66,16 +65,18 @@ class Case:
 
 
 def main() -> None:
-    options = _options()
-    torch.set_num_threads(options.threads)
+    parser = parser_for(__doc__, quick="the small network only, two repeats")
+    parser.set_defaults(threads=2)
+    options = parser.parse_args()
+    turns = turns_of(options, quick=2, full=5)
     runtime.keep_freed_memory()  # as the stages do; all sides profit
     torch.manual_seed(0)
     if not QUANTUS:
         print("quantus is not installed: only the bare forward passes are compared with")
-    print(f"{options.threads} thread(s), medians of {options.repeats}")
+    print(turns)
     print(f"{'curve':<42}{'ours img/s':>11}{'bound img/s':>12}{'share':>7}{'Quantus img/s':>15}{'ratio':>8}")
     for case in _cases(options.quick):
-        ours, bound, quantus = _seconds(case, options.repeats)
+        ours, bound, quantus = _seconds(case, turns)
         theirs = f"{case.images / quantus:>15.2f}{quantus / ours:>8.1f}" if quantus else f"{'-':>15}{'-':>8}"
         print(
             f"{case.name:<42}{case.images / ours:>11.2f}{case.images / bound:>12.2f}{bound / ours:>7.2f}{theirs}",
@@ -84,7 +85,7 @@ def main() -> None:
     print(f"\n{'noisy linear imputation, 50 % removed':<42}{'seconds':>11}{'aim':>12}")
     for images, size, aim in ((256, 32, 1.0), (8, 224, 4.0)):
         pixels, removed = torch.rand(images, 3, size, size), torch.rand(images, size, size) < 0.5
-        seconds = statistics.median(_timed(lambda: impute_linear(pixels, removed)) for _ in range(options.repeats))  # noqa: B023
+        seconds = turns.seconds({"ours": partial(impute_linear, pixels, removed)}, warm_ups=0)["ours"]
         print(f"{f'{images} of {size} x {size}':<42}{seconds:>11.2f}{f'< {aim:g}':>12}", flush=True)
 
 
@@ -155,7 +156,7 @@ def _road() -> Any:
     )  # fmt: skip
 
 
-def _seconds(case: Case, repeats: int) -> tuple[float, float, float | None]:
+def _seconds(case: Case, turns: Turns) -> tuple[float, float, float | None]:
     """Median seconds of our curves, of the bare forward passes, and of Quantus."""
     channels, height, width = case.shape
     normalization = Normalization(mean=(0.5,) * channels, std=(0.25,) * channels)
@@ -178,17 +179,12 @@ def _seconds(case: Case, repeats: int) -> tuple[float, float, float | None]:
             for _ in range(case.images * case.rows // 64):
                 case.model(batch)
 
-    runs = [ours, bound]
+    sides = {"ours": ours, "bound": bound}
     if QUANTUS and case.quantus is not None:
-        runs.append(_theirs(case.quantus(), case.model, images.numpy(), np.repeat(maps[:, None], channels, axis=1)))
-    times: list[list[float]] = [[] for _ in runs]
-    for repeat in range(repeats + 1):
-        for kept, run in zip(times, runs, strict=True):
-            seconds = _timed(run)
-            if repeat > 0:  # the first one warms up
-                kept.append(seconds)
-    medians = [statistics.median(kept) for kept in times]
-    return medians[0], medians[1], medians[2] if len(medians) > 2 else None
+        everywhere = np.repeat(maps[:, None], channels, axis=1)
+        sides["quantus"] = _theirs(case.quantus(), case.model, images.numpy(), everywhere)
+    seconds = turns.seconds(sides)
+    return seconds["ours"], seconds["bound"], seconds.get("quantus")
 
 
 def _theirs(
@@ -205,22 +201,6 @@ def _theirs(
             )  # fmt: skip
 
     return run
-
-
-def _timed(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
-def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Curves against Quantus and against bare forward passes")
-    parser.add_argument("--quick", action="store_true", help="the small network only, two repeats")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=None)
-    options = parser.parse_args(arguments)
-    options.repeats = options.repeats or (2 if options.quick else 5)
-    return options
 
 
 if __name__ == "__main__":

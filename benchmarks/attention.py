@@ -9,15 +9,14 @@ over the depth of the network, each in a process of its own. Sides of a comparis
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from alternating import Turns, parser_for, turns_of
 from scipy.sparse import csgraph
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -35,46 +34,40 @@ SMALL = {
     "DeiT-tiny, 197 tokens": {"img_size": 224, "patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3},
 }
 DEPTHS = (2, 8, 16)
-Clock = Callable[[], float]
 
 
 def main() -> None:
-    options = _options()
-    torch.set_num_threads(options.threads)
+    parser = parser_for(__doc__, quick="fewer networks and repeats")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    turns = turns_of(options, quick=3, full=7)
     runtime.keep_freed_memory()  # as the stages do
     if options.memory_of:
         print(_peak_kib(*options.memory_of))
         return
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    repeats = 3 if options.quick else 7
-    device = torch.device(options.device)
-    print(f"{device}, {options.threads} thread(s), medians of {repeats}, {clock.__name__}")
+    print(turns)
     for name, sizes in list(SMALL.items())[: 2 if options.quick else 3]:
-        _rollouts(name, VisionTransformer(**sizes, num_classes=10).eval().to(device), clock, repeats)
-    _gradmask(device, clock, 1 if options.quick else 3)
-    _flow(clock, 1 if options.quick else 3)
-    if device.type == "cpu" and Path("/proc/self/clear_refs").exists():
+        _rollouts(name, VisionTransformer(**sizes, num_classes=10).eval().to(turns.device), turns)
+    _gradmask(turns, 1 if options.quick else 3)
+    _flow(turns, 1 if options.quick else 3)
+    if turns.device.type == "cpu" and Path("/proc/self/clear_refs").exists():
         _memory()
 
 
-def _rollouts(name: str, model: nn.Module, clock: Clock, repeats: int) -> None:
-    device = next(model.parameters()).device
+def _rollouts(name: str, model: nn.Module, turns: Turns) -> None:
     size = model.patch_embed.img_size  # type: ignore[union-attr]
-    images = torch.randn(BATCH, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
-    targets = torch.zeros(BATCH, dtype=torch.int64, device=device)
+    images = torch.randn(BATCH, 3, *size, generator=torch.Generator().manual_seed(0)).to(turns.device)
+    targets = torch.zeros(BATCH, dtype=torch.int64, device=turns.device)
     for method, ours, published in (
         ("rollout", AttentionRollout(model), partial(_published_rollout, model)),
         ("gradient rollout", GradientRollout(model), partial(_published_gradient_rollout, model)),
     ):
-        seconds = _alternating(
+        seconds = turns.seconds(
             {
                 "ours": partial(ours.patch_maps, images, targets),
                 "published": lambda published=published: [published(image[None]) for image in images],
                 "bare": partial(_bare, model, images, gradients=method != "rollout"),
-            },
-            clock,
-            repeats,
-            device,
+            }
         )
         print(
             f"{method}, {name}: {1000 * seconds['ours'] / BATCH:.2f} ms an image, "
@@ -136,8 +129,9 @@ class _unfused:  # noqa: N801 - a context manager
             module.fused_attn = True
 
 
-def _gradmask(device: torch.device, clock: Clock, repeats: int) -> None:
+def _gradmask(turns: Turns, repeats: int) -> None:
     """ViT-B/16 with random weights, one group of channels: 33 masks an image."""
+    device = turns.device
     torch.manual_seed(0)
     model = VisionTransformer(num_classes=1000).eval().to(device)
     images, targets = torch.randn(1, 3, 224, 224, device=device), torch.zeros(1, dtype=torch.int64, device=device)
@@ -152,7 +146,7 @@ def _gradmask(device: torch.device, clock: Clock, repeats: int) -> None:
         for part in masked.split(batch):
             _bare(model, part, gradients=False)
 
-    seconds = _alternating({"ours": partial(method, images, targets), "bound": bound}, clock, repeats, device)
+    seconds = turns.seconds({"ours": partial(method, images, targets), "bound": bound}, repeats=repeats)
     print(
         f"GradMask, ViT-B/16, {count} masks in batches of {batch}: {seconds['ours']:.2f} s an image, "
         f"{seconds['bound'] / seconds['ours']:.2f} of the bound (aim >= 0.9)",
@@ -160,23 +154,23 @@ def _gradmask(device: torch.device, clock: Clock, repeats: int) -> None:
     )
 
 
-def _flow(clock: Clock, images: int) -> None:
+def _flow(turns: Turns, images: int) -> None:
     """The solver is timed inside our own call, so both see the same problems."""
     torch.manual_seed(0)
     model = VisionTransformer(**SMALL["DeiT-tiny, 197 tokens"], num_classes=10).eval()
     inside: list[float] = []
 
     def timed(*arguments: object, **named: object) -> object:
-        started = clock()
+        started = turns.clock()
         found = csgraph.maximum_flow(*arguments, **named)
-        inside.append(clock() - started)
+        inside.append(turns.clock() - started)
         return found
 
     attention.maximum_flow, original = timed, attention.maximum_flow
     try:
-        started = clock()
+        started = turns.clock()
         flow = AttentionFlow(model).flow(torch.randn(images, 3, 224, 224), torch.zeros(images, dtype=torch.int64))
-        total = clock() - started
+        total = turns.clock() - started
     finally:
         attention.maximum_flow = original
     print(
@@ -234,31 +228,6 @@ def _published_chefer(model: nn.Module, images: Tensor) -> Tensor:
 def _status(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
-def _alternating(
-    sides: dict[str, Callable[[], object]], clock: Clock, repeats: int, device: torch.device
-) -> dict[str, float]:
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
-        for name, run in sides.items():
-            started = clock()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if repeat:  # the first of each warms up
-                taken[name].append(clock() - started)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer networks and repeats")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true", help="CPU time of the process instead of wall time")
-    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

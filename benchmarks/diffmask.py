@@ -4,18 +4,15 @@
 
 A step: against one forward pass without gradients, and one forward and backward pass down to the patch embeddings, of the same
 batch. A map: against one plain forward pass. All sides run the same model on the same images, alternating, so that what else the
-machine does hits all; medians over the repeats. --cpu-time counts the CPU time of the process: on a machine with other work the
-better measure, with one thread.
+machine does hits all; medians over the repeats.
 """
 
-import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from alternating import Turns, parser_for, turns_of
 from torch import Tensor, nn
 from torchvision.models import vit_b_16
 
@@ -33,16 +30,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
 
 
 def main() -> None:
-    options = _options()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    repeats = options.repeats or (3 if options.quick else 15)
-    print(f"{device}, {options.threads} thread(s), medians of {repeats}, {clock.__name__}")
+    options = parser_for(__doc__, quick="the small model, fewer repeats").parse_args()
+    turns = turns_of(options, quick=3, full=15)
+    print(turns)
     print(f"{'case':<22}{'batch':>6}{'step ms':>10}{'of its parts':>14}{'map ms':>10}{'of a forward':>14}")
     for name, (build, side, batch) in list(CASES.items())[: 1 if options.quick else None]:
-        batch *= 16 if device.type == "cuda" else 1
-        taken = _seconds(build, side, batch, device, repeats, clock)
+        batch *= 16 if turns.device.type == "cuda" else 1
+        taken = _seconds(build, side, batch, turns)
         print(
             f"{name:<22}{batch:>6}{1000 * taken['step']:>10.1f}{taken['step'] / taken['parts']:>14.2f}"
             f"{1000 * taken['map']:>10.1f}{taken['map'] / taken['forward']:>14.2f}",
@@ -50,18 +44,11 @@ def main() -> None:
         )
 
 
-def _seconds(
-    build: Callable[[], nn.Module],
-    side: int,
-    batch: int,
-    device: torch.device,
-    repeats: int,
-    clock: Callable[[], float],
-) -> dict[str, float]:
+def _seconds(build: Callable[[], nn.Module], side: int, batch: int, turns: Turns) -> dict[str, float]:
     torch.manual_seed(0)
-    model = build().eval().to(device)
-    images = torch.randn(batch, 3, side, side, device=device)
-    targets = torch.zeros(batch, dtype=torch.int64, device=device)
+    model = build().eval().to(turns.device)
+    images = torch.randn(batch, 3, side, side, device=turns.device)
+    targets = torch.zeros(batch, dtype=torch.int64, device=turns.device)
     masking = masking_of(model)
     explainer = explainer_for(masking, images[:1], hidden=64, mul_activation=5.0, add_activation=3.0)
     recipe = Recipe(
@@ -75,7 +62,7 @@ def _seconds(
         checkpoint = Path(folder) / "explainer.pth"
         save_tensors(checkpoint, explainer.state_dict())
         method = DiffMask(model, str(checkpoint))
-        sides: dict[str, Callable[[], object]] = {
+        sides = {
             "step": lambda: trainer.step(
                 images, lambda _: drawn(0, ("bench",), trainer.step_number, shape, torch.ones(states), shared=False)
             ),
@@ -83,17 +70,7 @@ def _seconds(
             "map": lambda: method(images, targets),
             "forward": lambda: _forward(model, images),
         }
-        taken: dict[str, list[float]] = {name: [] for name in sides}
-        for run in sides.values():
-            run()  # warms up
-        for _ in range(repeats):
-            for name, run in sides.items():
-                start = clock()
-                run()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                taken[name].append(clock() - start)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+        return turns.seconds(sides)
 
 
 def _parts(model: nn.Module, projection: nn.Module, images: Tensor) -> None:
@@ -114,16 +91,6 @@ def _parts(model: nn.Module, projection: nn.Module, images: Tensor) -> None:
 @torch.no_grad()
 def _forward(model: nn.Module, images: Tensor) -> Tensor:
     return model(images)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the small model, fewer repeats")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int)
-    parser.add_argument("--cpu-time", action="store_true", help="CPU time of the process instead of wall time")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

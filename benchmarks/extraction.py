@@ -5,16 +5,14 @@
 All sides run the same model on the same rows per batch, alternating, so that what else the machine does hits all;
 medians over the repeats. The bare side runs the model as it is, parameters frozen, on one finished batch again and
 again. Captum runs once with as many rows per batch (internal_batch_size) and once as it comes: all rows at once.
---cpu-time counts the CPU time of the process: on a machine with other work the better measure, with one thread.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from alternating import Turns, parser_for, turns_of
 from captum.attr import IntegratedGradients as Captum
 from torch import Tensor, nn
 from torchvision.models import resnet50
@@ -38,15 +36,12 @@ class Case:
 
 
 def main() -> None:
-    options = _options()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    repeats = options.repeats or (1 if options.quick else 5)
-    print(f"{device}, {options.threads} thread(s), {STEPS} steps, medians of {repeats}, {clock.__name__}")
+    options = parser_for(__doc__, quick="fewer images and repeats").parse_args()
+    turns = turns_of(options, quick=1, full=5)
+    print(f"{turns}, {STEPS} steps")
     print(f"{'case':<22}{'rows':>5}{'ms a row':>10}{'of bound':>10}{'x Captum':>10}{'x Captum, all rows':>20}")
-    for case in _cases(options.quick, device):
-        size, seconds = _seconds(case, device, repeats, clock)
+    for case in _cases(options.quick, turns.device):
+        size, seconds = _seconds(case, turns)
         ours = seconds["ours"]
         print(
             f"{case.name:<22}{size:>5}{1000 * ours / (case.images * STEPS):>10.2f}{seconds['bound'] / ours:>10.2f}"
@@ -64,13 +59,11 @@ def _cases(quick: bool, device: torch.device) -> list[Case]:
     ]
 
 
-def _seconds(
-    case: Case, device: torch.device, repeats: int, clock: Callable[[], float]
-) -> tuple[int, dict[str, float]]:
+def _seconds(case: Case, turns: Turns) -> tuple[int, dict[str, float]]:
     torch.manual_seed(0)
-    model = case.build().eval().to(device)
-    images = torch.randn(case.images, 3, case.size, case.size, device=device)
-    targets = torch.zeros(case.images, dtype=torch.int64, device=device)
+    model = case.build().eval().to(turns.device)
+    images = torch.randn(case.images, 3, case.size, case.size, device=turns.device)
+    targets = torch.zeros(case.images, dtype=torch.int64, device=turns.device)
     size = rows.rows_of(images, None)
     sides: dict[str, Callable[[int], object]] = {
         "ours": lambda n: IntegratedGradients(model, steps=n)(images, targets),
@@ -78,17 +71,9 @@ def _seconds(
         "captum": lambda n: Captum(model).attribute(images, target=targets, n_steps=n, internal_batch_size=size),
         "captum, all rows": lambda n: Captum(model).attribute(images, target=targets, n_steps=n),
     }
-    taken: dict[str, list[float]] = {name: [] for name in sides}
     for run in sides.values():
         run(2)  # warms up
-    for _ in range(repeats):
-        for name, run in sides.items():
-            start = clock()
-            run(STEPS)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            taken[name].append(clock() - start)
-    return size, {name: statistics.median(seconds) for name, seconds in taken.items()}
+    return size, turns.seconds({name: partial(run, STEPS) for name, run in sides.items()}, warm_ups=0)
 
 
 def _bare(model: nn.Module, images: Tensor, steps: int, size: int) -> None:
@@ -98,16 +83,6 @@ def _bare(model: nn.Module, images: Tensor, steps: int, size: int) -> None:
         for start in range(0, total, size):
             inputs = batch[: total - start].detach().requires_grad_()
             torch.autograd.grad(model(inputs)[:, 0].sum(), inputs)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer images and repeats")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int)
-    parser.add_argument("--cpu-time", action="store_true", help="CPU time of the process instead of wall time")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

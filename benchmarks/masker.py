@@ -7,13 +7,11 @@ the masked images from a plain cross-entropy, with the parameters frozen. A step
 forward and backward passes, both terms of the loss, Adam. Both sides alternate on the same images; medians over the repeats.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from alternating import Turns, parser_for, turns_of
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import mobilenet_v2, resnet50
@@ -35,15 +33,14 @@ class Case:
 
 
 def main() -> None:
-    options = _options()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    repeats = options.repeats or (3 if options.quick else 9)
-    print(f"{device}, {options.threads} thread(s), {options.precision}, medians of {repeats}, {clock.__name__}")
+    parser = parser_for(__doc__, quick="the small classifiers, fewer repeats")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    options = parser.parse_args()
+    turns = turns_of(options, quick=3, full=9)
+    print(f"{turns}, {options.precision}")
     print(f"{'case':<24}{'images':>7}{'bound ms':>11}{'step ms':>10}{'step / bound':>14}")
-    for case in _cases(options.quick, device):
-        bound, step = _seconds(case, device, repeats, clock, options.precision)
+    for case in _cases(options.quick, turns.device):
+        bound, step = _seconds(case, turns, options.precision)
         print(
             f"{case.name:<24}{case.images:>7}{1000 * bound:>11.1f}{1000 * step:>10.1f}{step / bound:>14.3f}", flush=True
         )
@@ -60,30 +57,20 @@ def _cases(quick: bool, device: torch.device) -> list[Case]:
     return cases[:2] if quick else cases
 
 
-def _seconds(
-    case: Case, device: torch.device, repeats: int, clock: Callable[[], float], precision: str
-) -> tuple[float, float]:
+def _seconds(case: Case, turns: Turns, precision: str) -> tuple[float, float]:
     torch.manual_seed(0)
+    device = turns.device
     model = case.build().eval().requires_grad_(False).to(device)
     images = torch.randn(case.images, 3, case.size, case.size, device=device)
     labels = torch.randint(10, (case.images,), device=device)
     masker = Masker(discovered(model, images[:1], MaskerForm(taps=case.taps))).to(device)
-    taken: dict[str, list[float]] = {"bound": [], "step": []}
     with Training(model, masker, MaskerRecipe(precision=precision)).at_work() as training:
-        sides: dict[str, Callable[[], object]] = {
+        sides = {
             "bound": lambda: _bound(model, images, labels, precision),
             "step": lambda: training.step(images, labels, Draws()),
         }
-        for run in (*sides.values(), *sides.values()):
-            run()  # warms up
-        for _ in range(repeats):
-            for name, run in sides.items():
-                start = clock()
-                run()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                taken[name].append(clock() - start)
-    return statistics.median(taken["bound"]), statistics.median(taken["step"])
+        seconds = turns.seconds(sides, warm_ups=2)
+    return seconds["bound"], seconds["step"]
 
 
 def _bound(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> None:
@@ -93,17 +80,6 @@ def _bound(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> 
         masked = torch.cat([images, images]).requires_grad_()
         logits = model(masked)
     torch.autograd.grad(functional.cross_entropy(logits.float(), labels.repeat(2)), masked)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the small classifiers, fewer repeats")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int)
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--cpu-time", action="store_true", help="CPU time of the process instead of wall time")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

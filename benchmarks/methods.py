@@ -7,15 +7,13 @@ GPU). All methods see the same batch and alternate; medians over the repeats. Di
 before, which `train_diffmask/timing.csv` of a run tells, and costs nothing again; the others need no training.
 """
 
-import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from alternating import Turns, parser_for, turns_of
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -36,45 +34,29 @@ Explain = Callable[[Tensor, Tensor], Tensor]
 
 
 def main() -> None:
-    options = _options()
-    torch.set_num_threads(options.threads)
+    parser = parser_for(__doc__, quick="one repeat, and one image for the large network")
+    parser.add_argument("--network", choices=("tiny", "base"), help="one of them only")
+    options = parser.parse_args()
+    turns = turns_of(options, quick=1, full=3)
     runtime.keep_freed_memory()  # as the stages do
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    device = torch.device(options.device)
-    repeats = 1 if options.quick else 3
     networks: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
         "tiny": (ViTTiny, 32, 32),
-        "base": (partial(VisionTransformer, num_classes=1000), 224, 4 if device.type == "cpu" else 32),
+        "base": (partial(VisionTransformer, num_classes=1000), 224, 4 if turns.device.type == "cpu" else 32),
     }
     for name in [options.network] if options.network else networks:
         build, size, batch = networks[name]
         torch.manual_seed(0)
-        _compare(
-            name, build().eval().to(device), size, 1 if options.quick and name == "base" else batch, repeats, clock
-        )
+        count = 1 if options.quick and name == "base" else batch
+        _compare(name, build().eval().to(turns.device), size, count, turns)
 
 
-def _compare(name: str, model: nn.Module, size: int, batch: int, repeats: int, clock: Callable[[], float]) -> None:
-    device = next(model.parameters()).device
-    images, targets = (
-        torch.randn(batch, 3, size, size, device=device),
-        torch.zeros(batch, dtype=torch.int64, device=device),
-    )
+def _compare(name: str, model: nn.Module, size: int, batch: int, turns: Turns) -> None:
+    images = torch.randn(batch, 3, size, size, device=turns.device)
+    targets = torch.zeros(batch, dtype=torch.int64, device=turns.device)
     with tempfile.TemporaryDirectory() as folder:
         methods = _methods(model, images, Path(folder), cheap_only=name == "base")
-        taken: dict[str, list[float]] = {method: [] for method in methods}
-        for repeat in range(repeats + 1):
-            for method, explain in methods.items():
-                started = clock()
-                explain(images, targets)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if repeat:  # the first of each warms up
-                    taken[method].append(clock() - started)
-    seconds = {method: statistics.median(each) for method, each in taken.items()}
-    print(
-        f"\n{name}, {size} x {size}, batch of {batch}, {device}, {torch.get_num_threads()} thread(s), {clock.__name__}"
-    )
+        seconds = turns.seconds({method: partial(explain, images, targets) for method, explain in methods.items()})
+    print(f"\n{name}, {size} x {size}, batch of {batch}, {turns}")
     print(f"{'method':<34}{'images/s':>10}{'forward passes':>16}")
     for method, each in sorted(seconds.items(), key=lambda item: item[1]):
         print(f"{method:<34}{batch / each:>10.2f}{each / seconds['forward pass']:>16.2f}", flush=True)
@@ -114,16 +96,6 @@ def _diffmask(model: nn.Module, images: Tensor, path: Path) -> Explain:
         explainer = explainer_for(masking, images[:1], hidden=64, mul_activation=5.0, add_activation=3.0)
     save_tensors(path, {name: value.cpu() for name, value in explainer.state_dict().items()})
     return DiffMask(model, checkpoint=str(path))
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one repeat, and one image for the large network")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true", help="CPU time of the process instead of wall time")
-    parser.add_argument("--network", choices=("tiny", "base"), help="one of them only")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

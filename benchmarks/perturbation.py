@@ -6,14 +6,12 @@ Both sides run the same model on the same rows per batch, alternating, so that w
 medians over the repeats. The bare side feeds one finished batch again and again: no pipeline can be faster.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from alternating import Turns, parser_for, turns_of
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 
@@ -40,13 +38,14 @@ class Case:
 
 
 def main() -> None:
-    options = _options()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    print(f"{device}, {options.threads} thread(s), {ROWS_PER_IMAGE} rows an image, medians of {options.repeats}")
+    parser = parser_for(__doc__, quick="the two smallest cases only, three repeats")
+    parser.set_defaults(threads=1)
+    options = parser.parse_args()
+    turns = turns_of(options, quick=3, full=7)
+    print(f"{turns}, {ROWS_PER_IMAGE} rows an image")
     print(f"{'case':<32}{'LeRF+MoRF img/s':>17}{'bound img/s':>13}{'share':>8}")
-    for case in _cases(options.quick, device):
-        ours, bound = _seconds(case, device, options.repeats)
+    for case in _cases(options.quick, turns.device):
+        ours, bound = _seconds(case, turns)
         print(f"{case.name:<32}{case.images / ours:>17.2f}{case.images / bound:>13.2f}{bound / ours:>8.3f}", flush=True)
 
 
@@ -69,9 +68,10 @@ def _cases(quick: bool, device: torch.device) -> list[Case]:
     return cases
 
 
-def _seconds(case: Case, device: torch.device, repeats: int) -> tuple[float, float]:
+def _seconds(case: Case, turns: Turns) -> tuple[float, float]:
     """Median seconds of the scores and of the bare forward passes."""
     torch.manual_seed(0)
+    device = turns.device
     model = case.build().eval().to(device)
     pixels = torch.rand(case.images, 3, case.size, case.size).to(device)
     maps = np.random.default_rng(0).normal(size=(case.images, case.size, case.size)).astype(np.float32)
@@ -95,43 +95,14 @@ def _seconds(case: Case, device: torch.device, repeats: int) -> tuple[float, flo
     def bound() -> None:
         _forward(model, batch, case.images // images_per_forward)
 
-    timed: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for times, run in zip(timed, (ours, bound), strict=True):
-            seconds = _timed(run, device)
-            if repeat > 0:  # the first one warms up
-                times.append(seconds)
-    return statistics.median(timed[0]), statistics.median(timed[1])
+    seconds = turns.seconds({"ours": ours, "bound": bound})
+    return seconds["ours"], seconds["bound"]
 
 
 def _forward(model: nn.Module, batch: Tensor, times: int) -> None:
     with torch.no_grad():
         for _ in range(times):
             model(batch)
-
-
-def _timed(run: Callable[[], None], device: torch.device) -> float:
-    _wait(device)
-    started = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="LeRF and MoRF against bare forward passes")
-    parser.add_argument("--quick", action="store_true", help="the two smallest cases only, three repeats")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=None)
-    options = parser.parse_args()
-    options.repeats = options.repeats or (3 if options.quick else 7)
-    return options
 
 
 if __name__ == "__main__":

@@ -6,29 +6,30 @@ All sides read the same batches in one run, alternating, so that what else the m
 time, with the file in the page cache. "first" opens the file anew and compares every row with its checksum.
 """
 
-import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
+from alternating import Turns, parser_for, turns_of
 
 from heatproof.store import MapReader, MapWriter, export_archive
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer maps and repeats")
-    quick = parser.parse_args().quick
+    parser = parser_for(__doc__, quick="fewer maps and repeats")
+    parser.set_defaults(cpu_time=True)
+    options = parser.parse_args()
+    quick, turns = options.quick, turns_of(options, quick=3, full=9)
     print(f"{'size':<12}{'reader':<26}{'img/CPU-s':>12}{'share of memory':>17}")
-    compare(size=32, maps=8192 if quick else 50_000, batch=256, repeats=3 if quick else 9)
-    compare(size=224, maps=256 if quick else 2000, batch=32, repeats=3 if quick else 9)
+    compare(size=32, maps=8192 if quick else 50_000, batch=256, turns=turns)
+    compare(size=224, maps=256 if quick else 2000, batch=32, turns=turns)
 
 
-def compare(size: int, maps: int, batch: int, repeats: int) -> None:
+def compare(size: int, maps: int, batch: int, turns: Turns) -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole, wrote = written(Path(folder) / "whole" / "test.h5", size, maps, "always")
         shards, _ = written(Path(folder) / "shards" / "test.h5", size, maps, "never")
@@ -48,7 +49,7 @@ def compare(size: int, maps: int, batch: int, repeats: int) -> None:
                 "h5py, sorted": (lambda rows: dataset[np.sort(rows)], max(1, len(batches) // 20)),
                 "MapReader, archive": (archive.ranks, 1),
             }
-            report(f"{size} x {size}", readers, batches, order, repeats)
+            report(f"{size} x {size}", readers, batches, order, turns)
         print(f"{f'{size} x {size}':<12}{'MapWriter, one file':<26}{wrote:>12,.0f}")
 
 
@@ -80,19 +81,21 @@ def written(path: Path, size: int, maps: int, consolidate) -> tuple[MapReader, f
     return MapReader(path), maps / seconds
 
 
-def report(name: str, readers, batches, order, repeats: int) -> None:
-    seconds: dict[str, list[float]] = {reader: [] for reader in readers}
-    for _ in range(repeats):
-        for reader, (read, count) in readers.items():
-            asked = [order] if reader == "MapReader, first" else batches[:count]
-            begin = time.process_time()
-            for rows in asked:
-                read(rows)
-            seconds[reader].append((time.process_time() - begin) / sum(map(len, asked)))
-    memory = statistics.median(seconds["memory"])
-    for reader, times in seconds.items():
-        median = statistics.median(times)
-        print(f"{name:<12}{reader:<26}{1 / median:>12,.0f}{memory / median:>17.3f}", flush=True)
+def report(name: str, readers, batches, order, turns: Turns) -> None:
+    asked = {
+        reader: [order] if reader == "MapReader, first" else batches[:count] for reader, (_, count) in readers.items()
+    }
+    sides = {reader: partial(all_read, read, asked[reader]) for reader, (read, _) in readers.items()}
+    seconds = {
+        reader: taken / sum(map(len, asked[reader])) for reader, taken in turns.seconds(sides, warm_ups=0).items()
+    }
+    for reader, each in seconds.items():
+        print(f"{name:<12}{reader:<26}{1 / each:>12,.0f}{seconds['memory'] / each:>17.3f}", flush=True)
+
+
+def all_read(read: Callable[[np.ndarray], object], batches: list[np.ndarray]) -> None:
+    for rows in batches:
+        read(rows)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,16 @@ Ratios are taken side by side in one run: the two epochs alternate, and medians 
 """
 
 import argparse
-import functools
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from alternating import Turns, parser_for, turns_of
 
 from heatproof import removal, store
 from heatproof.datasets import open_dataset
@@ -28,14 +27,13 @@ from heatproof.training.examples import Examples, Removal
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer images and repeats")
+    parser = parser_for(__doc__, quick="fewer images and repeats")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.memory_of:
         extract_all(asked.memory_of)
         return
-    compare_epochs(images=512 if asked.quick else 4096, repeats=3 if asked.quick else 7)
+    compare_epochs(512 if asked.quick else 4096, turns_of(asked, quick=3, full=7))
     compare_memory(images=300 if asked.quick else 2000)
 
 
@@ -65,7 +63,7 @@ def write_maps(path: Path, images: int) -> store.MapReader:
     return store.MapReader(writer.finish())
 
 
-def compare_epochs(images: int, repeats: int) -> None:
+def compare_epochs(images: int, turns: Turns) -> None:
     split = dataset(images).split("train")
     images = len(split)  # the split's share is rounded down in each class
     with tempfile.TemporaryDirectory() as folder:
@@ -76,31 +74,23 @@ def compare_epochs(images: int, repeats: int) -> None:
             return fill(pixels, removal.removed(ranks, 0.5), indices)
 
         examples = {
-            "memory": Examples(split, torch.device("cpu"), removal=Removal(reader.ranks, degrade)),
-            "HDF5": Examples(split, torch.device("cpu"), 0, workers=0, removal=Removal(reader.ranks, degrade)),
+            "memory": Examples(split, turns.device, removal=Removal(reader.ranks, degrade)),
+            "HDF5": Examples(split, turns.device, 0, workers=0, removal=Removal(reader.ranks, degrade)),
         }
-        seconds = {name: [] for name in examples}
-        for repeat in range(repeats + 1):
-            for name, source in examples.items():
-                elapsed = epoch(source)
-                if repeat:  # the first of each warms caches
-                    seconds[name].append(elapsed)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+        few = Examples(dataset(8).split("train"), turns.device)
+        medians = turns.seconds({name: partial(epoch, source, few) for name, source in examples.items()})
     for name, median in medians.items():
         print(f"ROAR epoch of ResNet8, {images} images, from {name}: {images / median:.0f} img/s")
     print(f"streamed / in memory: {medians['HDF5'] / medians['memory']:.3f} (aim <= 1.03)")
 
 
-def epoch(train: Examples) -> float:
+def epoch(train: Examples, few: Examples) -> None:
     recipe = Recipe(
         Named("torch.optim.Adam", {"lr": 1e-3}), None, Named("torch.nn.CrossEntropyLoss"), 1, 256, Augmentation(4)
     )
     torch.manual_seed(0)
-    module = ResNet8(num_classes=8)
-    tiny = Examples(dataset(8).split("train"), torch.device("cpu"))
-    started = time.perf_counter()
-    classifier.fit(module, lambda pixels: pixels, train, tiny, recipe, seed=0, purpose=("bench",))
-    return time.perf_counter() - started
+    module = ResNet8(num_classes=8).to(train.device)
+    classifier.fit(module, lambda pixels: pixels, train, few, recipe, seed=0, purpose=("bench",))
 
 
 def compare_memory(images: int) -> None:
@@ -138,9 +128,8 @@ def extract_all(images: int) -> None:
             )  # fmt: skip
         reader = store.MapReader(writer.finish())
         order = np.random.default_rng(0).permutation(images)
-        read = functools.partial(reader.ranks)
         for start in range(0, images, 256):
-            read(order[start : start + 256])
+            reader.ranks(order[start : start + 256])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 

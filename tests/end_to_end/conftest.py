@@ -54,20 +54,32 @@ pixel_perturbation_analysis:
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory):
-    """Writes the small configuration into a folder of its own; returns its path."""
+def write(tmp_path_factory):
+    """Writes a configuration with a place for its `outdir` into a folder of its own; returns its path."""
 
-    def write(name="run", **changes):
+    def written(text, name="run"):
         folder = tmp_path_factory.mktemp(name)
-        text = SMALL.format(outdir=folder / "out")
+        path = folder / "small.yml"
+        path.write_text(text.format(outdir=folder / "out"))
+        return path
+
+    return written
+
+
+@pytest.fixture(scope="session")
+def small(write):
+    """Writes the small configuration; returns its path."""
+
+    def written(name="run", **changes):
+        path = write(SMALL, name)
+        text = path.read_text()
         for old, new in changes.items():
             assert old in text
             text = text.replace(old, new)
-        path = folder / "small.yml"
         path.write_text(text)
         return path
 
-    return write
+    return written
 
 
 def heatproof(*arguments: str | Path) -> int:

@@ -45,19 +45,8 @@ sanity_checks: {{test_samples: 4, orders: [independent]}}
 
 
 @pytest.fixture(scope="module")
-def write(tmp_path_factory):
-    def write(name="run"):
-        folder = tmp_path_factory.mktemp(name)
-        path = folder / "small.yml"
-        path.write_text(SMALL.format(outdir=folder / "out"))
-        return path
-
-    return write
-
-
-@pytest.fixture(scope="module")
 def done(write):
-    path = write("done")
+    path = write(SMALL, "done")
     assert heatproof("demo", "--config", path) == 0
     return path
 
@@ -100,13 +89,13 @@ def test_what_is_done_is_skipped_and_a_changed_option_makes_it_stale(done, caplo
 
 def test_a_dry_run_computes_nothing(write, caplog):
     caplog.set_level("INFO")
-    path = write("dry")
+    path = write(SMALL, "dry")
     assert heatproof("demo", "--config", path, "--dry-run") == 0
     assert not list(path.parent.rglob("train_diffmask/*"))
 
 
 def test_killed_and_continued_gives_the_same_files(done, write, monkeypatch):
-    path = write("killed")
+    path = write(SMALL, "killed")
     assert heatproof("train-cls", "--config", path) == 0
     step = Trainer.step
     for stop in (2, 6):
@@ -127,7 +116,7 @@ def test_killed_and_continued_gives_the_same_files(done, write, monkeypatch):
 
 
 def test_a_convolutional_classifier_is_masked_by_pixels(write):
-    path = write("cnn")
+    path = write(SMALL, "cnn")
     arch = "heatproof.models.resnet_cifar.NarrowResNet8"
     changes = [f"{section}.model={{arch: {arch}, pretrained_weights: {path.parent}/out/train_cls/best_model.pth}}" for section in
                ("train_diffmask", "extract_cams")]  # fmt: skip
@@ -161,11 +150,11 @@ def test_maps_of_another_classifier_are_refused(done, capsys, tmp_path):
     ],
 )  # fmt: skip
 def test_bad_values_and_missing_inputs_are_one_line(write, capsys, stage, change, message):
-    assert message in refused(capsys, stage, "--config", write("bad"), change)
+    assert message in refused(capsys, stage, "--config", write(SMALL, "bad"), change)
 
 
 def test_a_classifier_without_tokens_cannot_be_masked_by_tokens(write, capsys):
-    path = write("tokens")
+    path = write(SMALL, "tokens")
     arch = "heatproof.models.resnet_cifar.NarrowResNet8"
     weights = path.parent / "out" / "train_cls" / "best_model.pth"
     assert heatproof("train-cls", "--config", path, f"train_cls.model={{arch: {arch}}}") == 0
@@ -176,7 +165,7 @@ def test_a_classifier_without_tokens_cannot_be_masked_by_tokens(write, capsys):
 
 
 def test_a_missing_explainer_is_named_with_the_stage_that_makes_it(write, capsys):
-    path = write("missing")
+    path = write(SMALL, "missing")
     assert heatproof("train-cls", "--config", path) == 0
     line = refused(capsys, "extract-attribution-maps", "--config", path)
     assert "train_diffmask/best_model.pth: no such file; train-diffmask makes it" in line

@@ -11,7 +11,7 @@ from heatproof import removal
 from heatproof.training import infiller
 from tests.end_to_end.conftest import heatproof, results
 
-SECTION = """
+SMALL = """
 outdir: {outdir}
 seed: 1
 device: cpu
@@ -21,19 +21,8 @@ train_infiller: {{nb_epochs: 3, width: 8, batch_size: 8, test_samples: 40, fills
 
 
 @pytest.fixture(scope="module")
-def write(tmp_path_factory):
-    def written(name):
-        folder = tmp_path_factory.mktemp(name)
-        path = folder / "c.yml"
-        path.write_text(SECTION.format(outdir=folder / "out"))
-        return path
-
-    return written
-
-
-@pytest.fixture(scope="module")
 def trained(write):
-    path = write("trained")
+    path = write(SMALL, "trained")
     assert heatproof("train-infiller", "--config", path) == 0
     return path
 
@@ -73,7 +62,7 @@ def test_a_second_run_trains_nothing(trained, monkeypatch):
 
 
 def test_interrupted_and_continued_gives_the_same_bytes(trained, write, monkeypatch):
-    path = write("killed")
+    path = write(SMALL, "killed")
     epoch = infiller._Run.epoch
 
     def interrupted(self, number, *arguments):

@@ -1,4 +1,4 @@
-"""Whether a metric treats every image alone: its result, whatever stands beside it, and the caller's arrays stay as they were."""
+"""Whether a metric treats every row, or image, alone: its score, whatever stands beside it; the caller's arrays stay as they were."""
 
 import inspect
 from dataclasses import dataclass, fields
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Batch:
-    """What localisation metrics take, for the same images; every field is indexed by image."""
+    """What localisation metrics take, for the same images; the first axis of every field is theirs."""
 
     maps: np.ndarray
     masks: np.ndarray
@@ -18,9 +18,6 @@ class Batch:
     boxes: np.ndarray  # (N, 2, 4)
     predicted: np.ndarray
     correct: np.ndarray
-
-    def __getitem__(self, rows):
-        return Batch(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def batches(images=6, height=7, width=6):
@@ -47,16 +44,23 @@ def batches(images=6, height=7, width=6):
     )
 
 
+def check_rows_alone(metric, *arrays):
+    """Rows score as they do one by one, in any order, and are left untouched; returns the scores."""
+    before, count = [array.copy() for array in arrays], len(arrays[0])
+    together = np.asarray(metric(*arrays))
+    assert len(together) == count
+    for row in range(count):
+        np.testing.assert_array_equal(metric(*(array[row : row + 1] for array in arrays))[0], together[row])
+    order = np.random.default_rng(1).permutation(count)
+    np.testing.assert_array_equal(np.asarray(metric(*(array[order] for array in arrays))), together[order])
+    for array, copy in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+    return together
+
+
 def check_alone(metric, batch):
-    """A batch scores as its images one by one, in any order, and is left untouched."""
-    before = [getattr(batch, field.name).copy() for field in fields(batch)]
-    together = metric(batch)
-    for row in range(len(batch.maps)):
-        np.testing.assert_array_equal(metric(batch[row : row + 1])[0], together[row])
-    order = np.random.default_rng(1).permutation(len(batch.maps))
-    np.testing.assert_array_equal(np.asarray(metric(batch[order])), np.asarray(together)[order])
-    for field, array in zip(fields(batch), before, strict=True):
-        np.testing.assert_array_equal(getattr(batch, field.name), array)
+    """The same for the images of a batch."""
+    check_rows_alone(lambda *arrays: metric(Batch(*arrays)), *(getattr(batch, field.name) for field in fields(batch)))
 
 
 def public(module):
@@ -64,5 +68,7 @@ def public(module):
     return {
         name
         for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+        if inspect.isfunction(inspect.unwrap(value))
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
     }

@@ -1,6 +1,5 @@
 """How alike two maps are: by hand, against the masking-based saliency code, and each pair alone."""
 
-import inspect
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from scipy import stats
 
 from heatproof.errors import InputError
 from heatproof.metrics import agreement
+from tests.metrics.alone import check_rows_alone, public
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "casme"
 
@@ -146,12 +146,7 @@ def test_the_two_maps_may_change_places(metric):
 def test_a_pair_is_scored_alone_in_any_order_and_stays_untouched(metric):
     a, b = maps_of()
     a[3], a[4] = 0.0, b[4]
-    before, order = (a.copy(), b.copy()), np.random.default_rng(1).permutation(8)
-    scores = metric(a, b)
-    assert scores.dtype == np.float64
-    np.testing.assert_array_equal(scores, [metric(a[i : i + 1], b[i : i + 1])[0] for i in range(8)])
-    np.testing.assert_array_equal(scores[order], metric(a[order], b[order]))
-    np.testing.assert_array_equal((a, b), before)
+    assert check_rows_alone(metric, a, b).dtype == np.float64
 
 
 @pytest.mark.parametrize(
@@ -164,12 +159,7 @@ def test_a_map_that_is_not_finite_makes_its_own_score_undefined_only(name):
 
 
 def test_no_function_is_left_out():
-    functions = {
-        name
-        for name, value in vars(agreement).items()
-        if inspect.isfunction(value) and not name.startswith("_") and value.__module__ == agreement.__name__
-    }
-    assert functions == PAIRS.keys() | OTHERS
+    assert public(agreement) == PAIRS.keys() | OTHERS
 
 
 @pytest.mark.parametrize(

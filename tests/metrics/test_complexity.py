@@ -1,6 +1,5 @@
 """Sparseness, complexity, effective complexity: by hand, against Quantus, and each map alone."""
 
-import inspect
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from heatproof.errors import InputError
 from heatproof.metrics import complexity
+from tests.metrics.alone import check_rows_alone, public
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 ALL = {
@@ -88,22 +88,13 @@ def test_a_map_is_scored_alone_in_any_order_and_stays_untouched(metric):
     maps[2] = 0
     maps[5, 0, 0] = np.nan
     maps[6, 1, 1] = np.inf
-    before, order = maps.copy(), rng.permutation(8)
-    scores = metric(maps)
+    scores = check_rows_alone(metric, maps)
     assert scores.dtype == np.float64
-    np.testing.assert_array_equal(scores, [metric(maps[i : i + 1])[0] for i in range(8)])
-    np.testing.assert_array_equal(scores[order], metric(maps[order]))
-    np.testing.assert_array_equal(maps, before)
     np.testing.assert_array_equal(np.isnan(scores[5:7]), True)
 
 
 def test_no_function_is_left_out():
-    functions = {
-        name
-        for name, value in vars(complexity).items()
-        if inspect.isfunction(value) and not name.startswith("_") and value.__module__ == complexity.__name__
-    }
-    assert functions == ALL.keys()
+    assert public(complexity) == ALL.keys()
 
 
 @pytest.mark.parametrize(

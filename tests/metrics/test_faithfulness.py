@@ -1,5 +1,3 @@
-import inspect
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +7,7 @@ from scipy import stats
 
 from heatproof.errors import InputError
 from heatproof.metrics import faithfulness
+from tests.metrics.alone import check_rows_alone, public
 
 # Each takes two tables (N, 12) and gives one value, or one row, for each image.
 BY_ROW = {
@@ -47,19 +46,8 @@ def pixels_of(rng, images=6):
 
 
 @per_metric
-def test_a_row_is_scored_alone(metric):
-    a, b = tables()
-    alone = [metric(a[i : i + 1], b[i : i + 1])[0] for i in range(8)]
-    np.testing.assert_array_equal(metric(a, b), alone)
-
-
-@per_metric
-def test_rows_may_come_in_any_order_and_stay_untouched(metric):
-    a, b = tables()
-    before = a.copy(), b.copy()
-    order = np.random.default_rng(1).permutation(8)
-    np.testing.assert_array_equal(metric(a, b)[order], metric(a[order], b[order]))
-    np.testing.assert_array_equal((a, b), before)
+def test_a_row_is_scored_alone_in_any_order_and_stays_untouched(metric):
+    check_rows_alone(metric, *tables())
 
 
 @per_metric
@@ -77,12 +65,7 @@ def test_no_image_gives_no_score(metric):
 
 
 def test_no_function_is_left_out():
-    functions = {
-        name
-        for name, value in vars(faithfulness).items()
-        if inspect.isfunction(value) and value.__module__ == faithfulness.__name__ and not name.startswith("_")
-    }
-    assert functions == BY_ROW.keys() | JOINTLY
+    assert public(faithfulness) == BY_ROW.keys() | JOINTLY
 
 
 # --- a linear classifier, whose right map is known: weight times pixel

@@ -1,6 +1,5 @@
 """Areas of insertion and deletion: golden vectors, known truth, properties of all functions at once."""
 
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from heatproof.metrics.insertion_deletion import (
     insertion_minus_deletion,
     normalised,
 )
+from tests.metrics.alone import check_rows_alone, public
 
 PERCENTAGES = [1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
 # Each takes two tables of scores (N, 12) and gives one number, or one row, for each row.
@@ -134,14 +134,7 @@ def tables():
 
 @per_metric
 def test_an_image_is_scored_alone_in_any_order_and_its_scores_stay_untouched(metric):
-    a, b = tables()
-    before = a.copy(), b.copy()
-    together = metric(a, b)
-    assert together.dtype == np.float64
-    np.testing.assert_array_equal(together, [metric(a[i : i + 1], b[i : i + 1])[0] for i in range(8)])
-    order = np.random.default_rng(1).permutation(8)
-    np.testing.assert_array_equal(together[order], metric(a[order], b[order]))
-    np.testing.assert_array_equal((a, b), before)
+    assert check_rows_alone(metric, *tables()).dtype == np.float64
 
 
 @per_metric
@@ -153,12 +146,7 @@ def test_an_undefined_score_makes_its_image_undefined_and_no_other(metric):
 
 
 def test_no_function_is_left_out():
-    found = {
-        name
-        for name, value in vars(insertion_deletion).items()
-        if inspect.isfunction(value) and value.__module__ == insertion_deletion.__name__ and not name.startswith("_")
-    }
-    assert found == BY_ROW.keys()
+    assert public(insertion_deletion) == BY_ROW.keys()
 
 
 def test_one_score_is_no_curve():

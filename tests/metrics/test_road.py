@@ -1,7 +1,5 @@
 """ROAD: known truth, and properties of all functions at once. The authors' benchmark: tests/removal/test_road_benchmark.py."""
 
-import inspect
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +8,7 @@ from heatproof import removal
 from heatproof.errors import InputError
 from heatproof.metrics import road
 from heatproof.metrics.road import accuracy, consistency, lerf_minus_morf
+from tests.metrics.alone import check_rows_alone, public
 
 # Each takes two tables of scores (N, S) and gives one number for each row.
 BY_ROW = {
@@ -81,14 +80,7 @@ def tables():
 
 @per_metric
 def test_a_row_is_scored_alone_in_any_order_and_stays_untouched(metric):
-    a, b = tables()
-    before = a.copy(), b.copy()
-    together = metric(a, b)
-    assert together.dtype == np.float64
-    np.testing.assert_array_equal(together, [metric(a[i : i + 1], b[i : i + 1])[0] for i in range(8)])
-    order = np.random.default_rng(1).permutation(8)
-    np.testing.assert_array_equal(together[order], metric(a[order], b[order]))
-    np.testing.assert_array_equal((a, b), before)
+    assert check_rows_alone(metric, *tables()).dtype == np.float64
 
 
 def test_an_undefined_score_makes_its_image_undefined_and_no_other():
@@ -103,12 +95,7 @@ def test_swapped_orders_turn_the_sign():
 
 
 def test_no_function_is_left_out():
-    found = {
-        name
-        for name, value in vars(road).items()
-        if inspect.isfunction(value) and value.__module__ == road.__name__ and not name.startswith("_")
-    }
-    assert found == BY_ROW.keys()
+    assert public(road) == BY_ROW.keys()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """How far a map moves when its image is perturbed: by hand, against Quantus, and each image alone."""
 
-import inspect
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from heatproof.errors import InputError
 from heatproof.methods.gradient import Gradient
 from heatproof.metrics import robustness
 from tests.methods.networks import TinyCnn
+from tests.metrics.alone import check_rows_alone, public
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 
@@ -91,23 +91,13 @@ def test_an_image_is_scored_alone_in_any_order_and_stays_untouched(metric):
     ]
     arrays[0][2] = 0
     arrays[1][4, 1, 0, 0] = np.nan
-    before, order = [array.copy() for array in arrays], rng.permutation(6)
-    scores = metric(*arrays)
+    scores = check_rows_alone(metric, *arrays)
     assert scores.dtype == np.float64
-    np.testing.assert_array_equal(scores, [metric(*(array[i : i + 1] for array in arrays))[0] for i in range(6)])
-    np.testing.assert_array_equal(scores[order], metric(*(array[order] for array in arrays)))
-    for array, copy in zip(arrays, before, strict=True):
-        np.testing.assert_array_equal(array, copy)
     assert np.isnan(scores[4]).any()
 
 
 def test_no_function_is_left_out():
-    functions = {
-        name
-        for name, value in vars(robustness).items()
-        if inspect.isfunction(value) and not name.startswith("_") and value.__module__ == robustness.__name__
-    }
-    assert functions == ALL.keys()
+    assert public(robustness) == ALL.keys()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,10 @@
 """Properties of all per-row functions of the perturbation, roar and statistics modules at once."""
 
-import inspect
-
 import numpy as np
 import pytest
 
 from heatproof.metrics import perturbation, roar, statistics
+from tests.metrics.alone import check_rows_alone, public
 
 STEPS = np.array([0.0, 0.1, 0.3, 0.5, 1.0])
 INDEX = statistics.bootstrap_index(np.random.default_rng(0), 5, 50)
@@ -42,19 +41,8 @@ def tables():
 
 
 @per_metric
-def test_a_row_is_scored_alone(metric):
-    a, b = tables()
-    alone = [metric(a[i : i + 1], b[i : i + 1])[0] for i in range(8)]
-    np.testing.assert_array_equal(metric(a, b), alone)
-
-
-@per_metric
-def test_rows_may_come_in_any_order_and_stay_untouched(metric):
-    a, b = tables()
-    before = a.copy(), b.copy()
-    order = np.random.default_rng(1).permutation(8)
-    np.testing.assert_array_equal(metric(a, b)[order], metric(a[order], b[order]))
-    np.testing.assert_array_equal((a, b), before)
+def test_a_row_is_scored_alone_in_any_order_and_stays_untouched(metric):
+    check_rows_alone(metric, *tables())
 
 
 @per_metric
@@ -66,11 +54,4 @@ def test_results_are_float64_also_of_float32(metric):
 
 
 def test_no_function_is_left_out():
-    functions = {
-        name
-        for module in (perturbation, roar, statistics)
-        for name, value in vars(module).items()
-        if not name.startswith("_") and callable(value) and not inspect.isclass(value)
-        and getattr(value, "__module__", None) == module.__name__
-    }  # fmt: skip
-    assert functions == BY_ROW.keys() | JOINTLY
+    assert public(perturbation) | public(roar) | public(statistics) == BY_ROW.keys() | JOINTLY

@@ -19,12 +19,13 @@ def uniform(name, count):
     return x / 2.0**32
 
 
-def tensor(key, like, gain):
-    shape, leaf = tuple(like.shape), key.rpartition(".")[2]
+def of_shape(key, shape, gain=1.0):
+    """The tensor of a key, by the formula."""
+    leaf = key.rpartition(".")[2]
     if leaf == "num_batches_tracked":
-        return torch.zeros_like(like)
+        return torch.zeros(shape, dtype=torch.int64)
     if "mask_conv.weight" in key:
-        return torch.ones_like(like)
+        return torch.ones(shape)
     u = uniform(key, math.prod(shape)).reshape(shape)
     fan = math.prod(shape[1:])
     if "input_conv.weight" in key:
@@ -44,7 +45,7 @@ def tensor(key, like, gain):
 
 def state(module, gain):
     """The state dict of a module, by the formula."""
-    return {key: tensor(key, value, gain) for key, value in module.state_dict().items()}
+    return {key: of_shape(key, tuple(value.shape), gain) for key, value in module.state_dict().items()}
 
 
 def filled(module, gain):

@@ -384,20 +384,17 @@ def test_transformers_and_convnexts_of_the_libraries_are_built_for_small_picture
         assert loaded(arch, constructor_args=arguments).module(torch.zeros(1, 3, side, side)).shape == (1, 4)
 
 
-def test_the_shared_mobilenet_gives_its_logits_on_framed_photographs(tmp_path):
-    root = Path(os.environ.get("HEATPROOF_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
-    if not (root / "weights" / "imagenet_mobilenet_v2.pt").is_file():
-        pytest.skip(f"no shared data at {root}; set HEATPROOF_SHARED_DATA")
+def test_the_shared_mobilenet_gives_its_logits_on_framed_photographs(tmp_path, shared_data):
     found = loaded(
         "torchvision.models.mobilenet_v2",
         num_classes=1000,
-        pretrained_weights=root / "weights" / "imagenet_mobilenet_v2.pt",
+        pretrained_weights=shared_data / "weights" / "imagenet_mobilenet_v2.pt",
     )
-    expected = np.load(root / "weights" / "expected" / "imagenet_mobilenet_v2_pets_logits.npz")
+    expected = np.load(shared_data / "weights" / "expected" / "imagenet_mobilenet_v2_pets_logits.npz")
     names = [str(name) for name in expected["names"]][::6]
     (tmp_path / "test" / "pet").mkdir(parents=True)
     for place, name in enumerate(names):
-        source = root / "pets" / "images" / f"{Path(name).stem}.jpg"
+        source = shared_data / "pets" / "images" / f"{Path(name).stem}.jpg"
         (tmp_path / "test" / "pet" / f"{place:02d}.jpg").symlink_to(source)
     data = open_dataset("ImageFolder", tmp_path, split_ratio=1.0, seed=0, options={"resize": 256, "crop": 224})
     with torch.inference_mode():

@@ -1,7 +1,6 @@
 """Masker networks: the published numbers and keys, every option, any classifier, and files."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from heatproof.models.masker import (
 )
 from heatproof.models.resnet_cifar import NarrowResNet8
 from heatproof.models.vit import ViTTiny
+from tests.models.closed_formula import filled, of_shape
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "casme"
 CHANNELS = (8, 16, 24, 32, 40)
@@ -79,7 +79,7 @@ def test_a_wanted_area_and_a_class_are_further_channels_in_this_order(golden):
     masker, activations = published(golden, "34_prob", (3, 4), takes_area=True)
     close(masker(activations, SIZE, areas=area), golden["34_prob/eval"])
     close(masker(activations, SIZE, areas=torch.tensor([0.3])), golden["34_prob/eval_scalar_0.3"])
-    table = {"class_module.embedding.weight": formula("class_module.embedding.weight", (1000, 64), gain=1.0)}
+    table = {"class_module.embedding.weight": of_shape("class_module.embedding.weight", (1000, 64))}
     for tag, options in {"34_class": {}, "34_both": {"takes_area": True}}.items():
         masker = Masker(form((3, 4), classes=1000, **options)).eval()
         weights = {k.removeprefix(f"{tag}/w/"): v for k, v in golden.items() if k.startswith(f"{tag}/w/")}
@@ -106,30 +106,10 @@ def test_the_binary_gumbel_softmax_and_its_straight_through_gradient(golden):
     close(gradient, golden["bgs/grad"])
 
 
-def formula(key, shape, gain=1.0):
-    """The weights that the golden set gives by formula; see its README."""
-    n, m = int(np.prod(shape, dtype=np.int64)), 0xFFFFFFFF
-    x = (np.arange(n, dtype=np.uint64) * 0x9E3779B1 + zlib.crc32(f"dev1:{key}".encode())) & m
-    x ^= x >> np.uint64(16)
-    x = (x * 0x85EBCA6B) & m
-    x ^= x >> np.uint64(13)
-    x = (x * 0xC2B2AE35) & m
-    x ^= x >> np.uint64(16)
-    u = x.astype(np.float64) / 2**32
-    leaf = key.rpartition(".")[2]
-    if leaf == "num_batches_tracked":
-        return torch.tensor(0)
-    if len(shape) >= 2:
-        values = gain * np.sqrt(3 / np.prod(shape[1:])) * (2 * u - 1)
-    else:
-        values = {"running_var": 0.5 + u, "weight": 0.75 + 0.5 * u}.get(leaf, 0.1 * (2 * u - 1))
-    return torch.from_numpy(values.reshape(shape).astype(np.float32))
-
-
 def test_the_published_size_with_weights_by_formula():
     masker = Masker(MaskerForm(taps=("layer3", "layer4"), channels=(1024, 2048), indices=(3, 4))).eval()
-    masker.load_state_dict({k: formula(k, tuple(v.shape)) for k, v in masker.state_dict().items()}, strict=True)
-    u = [(formula(f"act{i}", shape, gain=np.sqrt(np.prod(shape[1:]) / 3)).double() + 1).float()
+    filled(masker, gain=1.0)
+    u = [(of_shape(f"act{i}", shape, gain=np.sqrt(np.prod(shape[1:]) / 3)).double() + 1).float()
          for i, shape in ((3, (2, 1024, 14, 14)), (4, (2, 2048, 7, 7)))]  # fmt: skip
     with np.load(GOLDEN / "masker_full.npz") as file, torch.no_grad():
         logits = masker.logits(u, (224, 224))
@@ -280,7 +260,7 @@ def test_files_that_are_no_masker(saved, tmp_path):
 
 def checkpoint(path, tag="34", prefix="", key="state_dict_masker", **changes):
     """A checkpoint as the published code writes it, with the weights of the golden set's formula."""
-    state = {e["key"]: formula(e["key"], tuple(e["shape"])) for e in KEYS[tag]} | changes.pop("weights", {})
+    state = {e["key"]: of_shape(e["key"], tuple(e["shape"])) for e in KEYS[tag]} | changes.pop("weights", {})
     for name in changes.pop("without", ()):
         del state[name]
     told = {

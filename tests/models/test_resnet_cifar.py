@@ -1,8 +1,6 @@
 """The networks: sizes, names, separate ReLUs, shortcuts, and the published weights' logits."""
 
 import functools
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,27 +128,18 @@ def test_the_same_seed_draws_the_same_weights():
     assert not torch.equal(networks[0], networks[2])
 
 
-@pytest.fixture(scope="module")
-def shared():
-    default = Path(__file__).parents[2].parent / "shared" / "data"
-    root = Path(os.environ.get("HEATPROOF_SHARED_DATA", default))
-    if not (root / "weights" / "cifar10_resnet20.pt").is_file():
-        pytest.skip(f"no shared data at {root}; set HEATPROOF_SHARED_DATA")
-    return root
-
-
-def test_the_published_resnet20_gives_its_logits_and_its_accuracy(shared):
+def test_the_published_resnet20_gives_its_logits_and_its_accuracy(shared_data):
     loaded = load(
         "heatproof.models.resnet_cifar.ResNet20",
         num_classes=10,
-        pretrained_weights=shared / "weights" / "cifar10_resnet20.pt",
+        pretrained_weights=shared_data / "weights" / "cifar10_resnet20.pt",
         normalization=Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     )
-    data = open_dataset("Arrays", shared / "cifar10", split_ratio=0.875, seed=0, options={})
+    data = open_dataset("Arrays", shared_data / "cifar10", split_ratio=0.875, seed=0, options={})
     test = data.split("test")
     with torch.inference_mode():
         batches = (test.pixels(range(start, start + 250)) for start in range(0, 2000, 250))
         logits = torch.cat([loaded.module(loaded.normalization(pixels / 255)) for pixels in batches]).numpy()
-    expected = np.load(shared / "weights" / "expected" / "cifar10_resnet20_test_logits.npz")
+    expected = np.load(shared_data / "weights" / "expected" / "cifar10_resnet20_test_logits.npz")
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-3)
     assert (logits.argmax(1) == test.labels).mean() == 0.925

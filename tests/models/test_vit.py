@@ -1,8 +1,5 @@
 """The small vision transformer: timm's names, timm's outputs, the trained weights' logits, and a start that looks near."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -93,27 +90,18 @@ def test_an_unknown_option_names_the_nearest():
         load("heatproof.models.vit.ViTTiny", num_classes=10, constructor_args={"dept": 3})
 
 
-@pytest.fixture(scope="module")
-def shared():
-    default = Path(__file__).parents[2].parent / "shared" / "data"
-    root = Path(os.environ.get("HEATPROOF_SHARED_DATA", default))
-    if not (root / "weights" / "cifar10_vit_tiny_p4.pt").is_file():
-        pytest.skip(f"no shared data at {root}; set HEATPROOF_SHARED_DATA")
-    return root
-
-
-def test_the_trained_weights_give_their_logits_and_their_accuracy(shared):
+def test_the_trained_weights_give_their_logits_and_their_accuracy(shared_data):
     loaded = load(
         "heatproof.models.vit.ViTTiny",
         num_classes=10,
-        pretrained_weights=shared / "weights" / "cifar10_vit_tiny_p4.pt",
+        pretrained_weights=shared_data / "weights" / "cifar10_vit_tiny_p4.pt",
         normalization=Normalization((0.5,) * 3, (0.5,) * 3),
     )
-    data = open_dataset("Arrays", shared / "cifar10", split_ratio=0.875, seed=0, options={})
+    data = open_dataset("Arrays", shared_data / "cifar10", split_ratio=0.875, seed=0, options={})
     test = data.split("test")
     with torch.inference_mode():
         batches = (test.pixels(range(start, start + 250)) for start in range(0, 2000, 250))
         logits = torch.cat([loaded.module(loaded.normalization(pixels / 255)) for pixels in batches]).numpy()
-    expected = np.load(shared / "weights" / "expected" / "cifar10_vit_tiny_p4_test_logits.npz")
+    expected = np.load(shared_data / "weights" / "expected" / "cifar10_vit_tiny_p4_test_logits.npz")
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-3)
     assert (logits.argmax(1) == test.labels).mean() == pytest.approx(0.6925)
