@@ -132,12 +132,19 @@ def test_the_json_schema_describes_every_key():
     assert '"additionalProperties": false' in schema
 
 
-@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e300"])
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e300", str(10**30)])
 @pytest.mark.parametrize(
     "key",
     ["train_cls.optimizer.lr", "extract_cams.attribution_methods[0].kwargs.sigma", "train_cls.augmentation.noise"],
 )
 def test_numbers_that_arithmetic_cannot_hold_are_refused_wherever_they_stand(path, key, value):
-    with pytest.raises(ConfigError, match=r": input should be a finite number") as error:
+    with pytest.raises(ConfigError, match=r": input should be a (finite|whole) number") as error:
         config.read(path, [f"{key}={value}"])
     assert f"c.yml: {key}: " in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["data: &D {dataset: Planted, options: *D}", "data: " + "[" * 5000])
+def test_a_file_that_contains_itself_is_one_line(path, text):
+    path.write_text(f"outdir: x\n{text}\n")
+    with pytest.raises(ConfigError, match=r"c\.yml: nested too deeply, or an alias stands inside of what it names"):
+        config.read(path)

@@ -735,8 +735,8 @@ CONTROLS: dict[str, AttributionMethod] = {
     }.items()
 }
 
-LARGEST = 3.4e38
-"""Of the numbers of a configuration: networks compute in 32 bits."""
+LARGEST: dict[type, float] = {float: 3.4e38, int: 2**63 - 1}
+"""Of the numbers of a configuration: networks compute in 32 bits, and count in 64."""
 
 # Names that pydantic puts into a location for the alternatives of a type.
 _ALTERNATIVES = {"str", "int", "float", "Plugin"}
@@ -772,8 +772,9 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Config:
     _complete_tests(content)
     for where, value in _numbers(content):
         # What the arithmetic cannot hold, and origins cannot say.
-        if not abs(value) <= LARGEST:
-            raise ConfigError(f"{path}: {where}: {value!r}: input should be a finite number, of 32 bits")
+        if not abs(value) <= LARGEST[type(value)]:
+            kind = "finite number, of 32 bits" if isinstance(value, float) else "whole number of 64 bits"
+            raise ConfigError(f"{path}: {where}: {value!r}: input should be a {kind}")
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
@@ -822,7 +823,7 @@ _Loader.add_implicit_resolver(
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        content = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such configuration file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -832,6 +833,14 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {type(content).__name__}, not sections; see configs/demo.yml for an example")
     return content
+
+
+def _parsed(text: str) -> Any:
+    """What YAML says. Its aliases are one object in several places; here they are copies: an override means one place only."""
+    try:
+        return _unshared(yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply, or an alias stands inside of what it names") from error
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
@@ -849,11 +858,9 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or not names:
         raise ConfigError(f"{override!r}: an override is written section.key=value, such as train_cls.nb_epochs=1")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        value = _parsed(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{override!r}: {_yaml_problem(error)}") from error
-    # Aliases of YAML are one object in several places; an override means one place only.
-    content.update(_unshared(content))
     here: Any = content
     for position, name in enumerate(names):
         last = position == len(names) - 1
@@ -882,8 +889,8 @@ def _unshared(value: Any) -> Any:
 
 
 def _numbers(value: Any, where: tuple[int | str, ...] = ()) -> Iterator[tuple[str, float]]:
-    """All fractions of a configuration, each with its place; also in options that the schema does not know."""
-    if isinstance(value, float):
+    """All numbers of a configuration, each with its place; also in options that the schema does not know."""
+    if type(value) in LARGEST:
         yield _where(where), value
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, part in parts:

@@ -182,6 +182,18 @@ MESSAGES = {
     "the same name twice": (
         "infill", ["infill.infillers.1.name=blurred"], "infill.infillers: ",
     ),
+    "an option of the wrong type": (
+        "infill", ["infill.infillers.0.kwargs.sigma=wide"], "blur: cannot be made with {'sigma': 'wide'}: ",
+    ),
+    "an option that the run sets": (
+        "infill", ["infill.infillers.0.kwargs.seed=3"], "blur: option 'seed' is set by the run, not by its configuration",
+    ),
+    "an option that is a name": (
+        "infill", ["infill.infillers.0.kwargs.name=x"], "infill.infillers: blurred: blur has no option 'name'",
+    ),
+    "an infiller that is no fill": (
+        "infill", ["infill.infillers.0={name: blurred, infiller: math.sqrt}"], "math.sqrt: ",
+    ),
     "no weights": (
         "infill", ["infill.infillers.0={name: blurred, infiller: DfNet, kwargs: {weights: nowhere.pth}}"],
         "nowhere.pth: no such file of weights; get it from github.com/hughplay/DFNet (CC BY-NC 4.0",

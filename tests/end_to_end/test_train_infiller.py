@@ -102,3 +102,10 @@ def test_holes_depend_on_seed_purpose_and_index_alone():
     shares = {kind: holes(pixels, index, 3, "train", 1, kind=kind).flatten(1).sum(1) for kind in KINDS}
     assert torch.equal(shares["pixels"], shares["blobs"])  # the kind says which pixels, not how many
     assert torch.equal(shares["pixels"], shares["edges"])
+
+
+def test_a_fill_that_cannot_be_compared_is_told_before_the_training(write, capsys):
+    path = write("fills")
+    assert heatproof("train-infiller", "--config", path, "train_infiller.fills=[mean, CaGan]") == 2
+    assert "CaGan: option 'weights' is missing" in capsys.readouterr().err
+    assert not folder(path).exists()

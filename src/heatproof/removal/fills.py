@@ -383,7 +383,10 @@ def build_fill(
     filled_later = (*provided, "indices") if is_function else tuple(provided)
     plugins.check_options(how, target, options, positional=2 if is_function else 0, provided=filled_later)
     options |= {name: value for name, value in provided.items() if plugins.wants(target, name)}
-    fill: Fill = FunctionFill(target, options) if is_function else target(**options)
+    try:
+        fill: Fill = FunctionFill(target, options) if is_function else target(**options)
+    except TypeError as error:
+        raise PluginError(f"{how}: cannot be made with {options}: {error}") from error
     return fill
 
 

@@ -169,6 +169,8 @@ def _check(run: Run, section: config.Infill) -> None:
 
 
 def _built(run: Run, entry: config.Infiller, split: str) -> removal.Fill:
+    if "name" in entry.kwargs:
+        raise ConfigError(f"infill.infillers: {entry.name}: {entry.infiller} has no option 'name'")
     plugin = config.Plugin.model_validate({**entry.kwargs, "name": entry.infiller})
     return build_fill(run, plugin, lambda: _normalization(run), split)
 

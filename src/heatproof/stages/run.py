@@ -167,6 +167,9 @@ def build_fill(
 ) -> removal.Fill:
     """The fill that a section asks for, in units of pixels in [0, 1]; means are looked up only where it takes them."""
     name, options = (asked, {}) if isinstance(asked, str) else (asked.name, asked.options)
+    taken = sorted({"how", "mean", "normalization_mean", "seed"} & options.keys())
+    if taken:
+        raise ConfigError(f"{name}: option {taken[0]!r} is set by the run, not by its configuration; leave it out")
     means = means_for(run, name, normalization)
     return removal.build_fill(name, seed=seeding.of_split(run.config.seed, split), **means, **options)
 

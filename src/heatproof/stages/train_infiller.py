@@ -52,6 +52,8 @@ def run(run: Run) -> None:
     """Trains unless a network of the same origin is there; compares it with other fills unless that is done."""
     section = config.section(run.config, "train_infiller", config.TrainInfiller)
     folder = run.config.outdir / "train_infiller"
+    for name in [] if run.dry_run else section.fills:
+        _fill(run, name)  # what is wrong with one shows before the training, not after it
     place = Trained(folder / "best_model.pth", _origin(run, section))
     kept = place.kept()
     if kept is not None:
@@ -133,12 +135,16 @@ def _compare(run: Run, section: config.TrainInfiller, folder: Path) -> None:
         return
     started = time.monotonic()
     fills = {LEARNED: removal.build_fill("LearnedInfill", checkpoint=str(folder / "best_model.pth"))}
-    fills |= {name: build_fill(run, name, lambda: run.statistics) for name in section.fills}
+    fills |= {name: _fill(run, name) for name in section.fills}
     lines = list(_lines(run, split, index, fills))
     artefacts.write_csv(folder / "results.csv", COLUMNS, lines)
     artefacts.write_json(folder / "results.json", {"origin": origin})
     runtime.record_time(folder, "compare", len(index) * len(fills) * len(KINDS), started)
     logger.info("%s: %d rows", folder / "results.csv", len(lines))
+
+
+def _fill(run: Run, name: str) -> removal.Fill:
+    return build_fill(run, name, lambda: run.statistics)
 
 
 def _lines(run: Run, split: Split, index: NDArray[np.int64], fills: dict[str, removal.Fill]) -> Iterator[list[Any]]:
