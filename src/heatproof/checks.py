@@ -42,6 +42,12 @@ def fraction(name: str, value: float) -> float:
     return value
 
 
+def integers(owner: object, **limits: tuple[int, int]) -> None:
+    """Raises InputError naming the first field of `owner` that is no integer within its limits."""
+    for option, (low, high) in limits.items():
+        integer(f"{type(owner).__name__}: {option}", getattr(owner, option), low, high)
+
+
 def integer(name: str, value: object, low: int, high: int) -> None:
     """Raises InputError naming `value` unless it is an integer from `low` to `high`."""
     if not isinstance(value, int) or isinstance(value, bool):

@@ -65,15 +65,14 @@ class Counting:
     test_images: int = 1000
 
     def __post_init__(self) -> None:
-        limits = {
-            "grid_size": (1, 64),
-            "class_idx": (0, len(COLOURS) - 1),
-            "tile": (1, 1024),
-            "train_images": (1, 10**7),
-            "test_images": (1, 10**7),
-        }
-        for option, (low, high) in limits.items():
-            checks.integer(f"Counting: {option}", getattr(self, option), low, high)
+        checks.integers(
+            self,
+            grid_size=(1, 64),
+            class_idx=(0, len(COLOURS) - 1),
+            tile=(1, 1024),
+            train_images=(1, 10**7),
+            test_images=(1, 10**7),
+        )
 
 
 class CountingSource:

@@ -117,17 +117,17 @@ class Planted:
             raise InputError(f"Planted: size: {self.size!r} must be one of {', '.join(map(str, SIZES))}")
         if self.evidence not in ("texture", "shape"):
             raise InputError(f"Planted: evidence: {self.evidence!r} must be 'texture' or 'shape'")
-        self._check("classes", 2, len(TEXTURES if self.evidence == "texture" else OUTLINES))
-        self._check("train_images", 1, 10**7)
-        self._check("test_images", 1, 10**7)
-        self._check("objects", 1, 4)
-        self._check("distractors", 0, 4)
-        self._check("diameter", 5, 15)
+        checks.integers(
+            self,
+            classes=(2, len(TEXTURES if self.evidence == "texture" else OUTLINES)),
+            train_images=(1, 10**7),
+            test_images=(1, 10**7),
+            objects=(1, 4),
+            distractors=(0, 4),
+            diameter=(5, 15),
+        )
         if not isinstance(self.difficulty, int | float) or not 0.0 <= self.difficulty <= 1.0:
             raise InputError(f"Planted: difficulty: {self.difficulty!r} must lie between 0 and 1")
-
-    def _check(self, option: str, low: int, high: int) -> None:
-        checks.integer(f"Planted: {option}", getattr(self, option), low, high)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ MIN_BLOCKS = 5  # below, ranks over blocks are not testable
 EXACT_UP_TO = 25  # pairs, for Wilcoxon's exact distribution
 RESAMPLES = 10_000
 
+_EPSILON = 1e-12  # spread of differences that is rounding, not variation
+
 
 class Interval(NamedTuple):
     """Two ends; numbers, or arrays of one shape."""
@@ -293,6 +295,21 @@ def paired_t(a: ArrayLike, b: ArrayLike | None = None) -> Significance:
     """
     result = stats.ttest_1samp(_differences(a, b), 0.0)
     return Significance(float(result.statistic), float(result.pvalue))
+
+
+def paired_p(differences: ArrayLike) -> float:
+    """P of `paired_t`, also of differences that do not vary: 1 where they are all 0, else 0; NaN where fewer than two are defined.
+
+    >>> paired_p([0.0, 0.0]), paired_p([0.5, 0.5, float("nan")])
+    (1.0, 0.0)
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    defined = values[np.isfinite(values)]
+    if len(defined) < 2:
+        return math.nan
+    if np.ptp(defined) <= _EPSILON:  # the t test divides by the variation
+        return 1.0 if abs(defined.mean()) <= _EPSILON else 0.0
+    return paired_t(defined).p
 
 
 def wilcoxon(

@@ -22,13 +22,27 @@ from heatproof.removal.fills import (
 )
 from heatproof.removal.inpainting import CaGan, Cnn, DfNet, LearnedInfill, NormalisedInfill, PartialConv
 from heatproof.removal.linear import impute_linear
-from heatproof.removal.orders import First, count, inverse, orders, rank_tensor, ranks, removed, tie_keys, tied_share
+from heatproof.removal.orders import (
+    FIRSTS,
+    ORDERS,
+    First,
+    count,
+    inverse,
+    orders,
+    rank_tensor,
+    ranks,
+    removed,
+    tie_keys,
+    tied_share,
+)
 from heatproof.removal.scores import DegradedScores, SubsetScores, degraded_scores, subset_scores
 from heatproof.removal.telea import Telea
 
 __all__ = [
     "FILLS",
+    "FIRSTS",
     "GENERATIVE",
+    "ORDERS",
     "Black",
     "Blur",
     "ByRemoval",

@@ -22,6 +22,8 @@ from heatproof.errors import InputError, MapError, nearest
 RESULTS_VERSION = 1
 
 First = Literal["most", "least"]
+FIRSTS: tuple[First, ...] = ("most", "least")
+ORDERS = ("morf", "lerf")  # what removing from these ends is called
 
 _SIXTEEN_BITS = 1 << 16
 _BLOCK = 1 << 20  # pixels sorted at a time: keeps the temporary arrays near the size of a cache

@@ -14,7 +14,6 @@ Colour = Literal["perceptual", "jet"]
 
 _OPACITY = 0.6  # of the colours over the picture
 _PANEL = 240  # least side of a picture in a sheet
-_SMALL_PANEL = 96  # likewise of a picture among many
 _MARGIN = 8
 _TITLE = 20
 
@@ -101,28 +100,3 @@ def sheet(panels: Sequence[tuple[str, NDArray[np.uint8]]]) -> Image.Image:
         picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
         drawn.paste(picture, (left, _MARGIN + _TITLE))
     return drawn
-
-
-def masks_sheet(pixels: NDArray[np.uint8], masks: NDArray[np.floating], fill: Sequence[float]) -> Image.Image:
-    """Pictures below one another, beside each its mask, what the mask keeps and what it removes.
-
-    Args:
-        pixels: (N, H, W, 3).
-        masks: (N, H, W), in [0, 1], 1 = kept.
-        fill: colour of what is removed, one value for each channel in [0, 1].
-    """
-    shares = np.clip(masks, 0.0, 1.0)[..., None]
-    colour = 255 * np.asarray(fill)
-    columns = {
-        "picture": pixels.astype(np.float64),
-        "mask": np.broadcast_to(255 * shares, pixels.shape),
-        "masked in": pixels * shares + colour * (1 - shares),
-        "masked out": pixels * (1 - shares) + colour * shares,
-    }
-    width = pixels.shape[2]
-    factor = -(-_SMALL_PANEL // width)
-    panels = []
-    for name, values in columns.items():
-        strip = np.round(values).astype(np.uint8).reshape(-1, width, 3)
-        panels.append((name, strip.repeat(factor, axis=0).repeat(factor, axis=1)))
-    return sheet(panels)

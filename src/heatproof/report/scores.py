@@ -22,7 +22,6 @@ REFERENCES = ("random", "centre", "sobel")
 ORACLE = "oracle"
 _OPPONENTS = (*REFERENCES, ORACLE)
 _OWN_TESTS = ("ROAR", "KAR", "MoRF", "LeRF")  # have one primary score each, which goes by the test's name
-_EPSILON = 1e-12  # spread of differences that is rounding, not variation
 
 Values = Mapping[str, NDArray[np.float64]]
 Outcome = Literal["better", "worse", "undecided", "neutral"]
@@ -465,7 +464,7 @@ def _adjusted(
     score: Score, gains: Mapping[tuple[str, str], NDArray[np.float64]], methods: Sequence[Method]
 ) -> dict[tuple[str, str], float]:
     """P values for each pair, adjusted over the methods under test; a control is no candidate, so its own are not."""
-    test: Callable[[NDArray[np.float64]], float] = _run_test if score.unit == "run" else _image_test
+    test: Callable[[NDArray[np.float64]], float] = statistics.paired_p if score.unit == "run" else _image_test
     return _holm({pair: test(values) for pair, values in gains.items()}, methods)
 
 
@@ -476,15 +475,6 @@ def _holm(p: Mapping[tuple[str, str], float], methods: Sequence[Method]) -> dict
         family = [(name, opponent) for name in tested if (name, opponent) in p]
         found.update(zip(family, statistics.holm([p[pair] for pair in family]).tolist(), strict=True))
     return found
-
-
-def _run_test(gains: NDArray[np.float64]) -> float:
-    defined = gains[np.isfinite(gains)]
-    if len(defined) < 2:
-        return math.nan
-    if np.ptp(defined) <= _EPSILON:  # no variation: the t test divides by it
-        return 1.0 if abs(defined.mean()) <= _EPSILON else 0.0
-    return statistics.paired_t(defined).p
 
 
 def _image_test(gains: NDArray[np.float64]) -> float:

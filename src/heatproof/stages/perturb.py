@@ -18,9 +18,6 @@ from heatproof.stages.evaluate import Images, Subject, evaluate
 from heatproof.stages.infilled import Removal
 from heatproof.stages.run import Run, fill_origin
 
-FIRSTS: tuple[removal.First, ...] = ("most", "least")
-ORDERS = ("morf", "lerf")  # what removing from these ends is called
-
 
 @dataclass(frozen=True)
 class PixelPerturbation:
@@ -49,7 +46,7 @@ class PixelPerturbation:
 
     def columns(self, size: tuple[int, int]) -> list[store.Column]:
         """Both orders, all fractions."""
-        shape = (len(FIRSTS), len(self.fractions))
+        shape = (len(removal.FIRSTS), len(self.fractions))
         names = {"probability": "float64", "logit": "float64", "logit_margin": "float64", "predicted": "int64"}
         return [store.Column(name, dtype, shape) for name, dtype in names.items()]
 
@@ -63,13 +60,13 @@ class PixelPerturbation:
 
     def removals(self, size: tuple[int, int]) -> Mapping[str, Sequence[Removal]]:
         """What is removed, for each key of a fill."""
-        return {"fill": [(fraction, first) for first in FIRSTS for fraction in self.fractions if fraction > 0]}
+        return {"fill": [(fraction, first) for first in removal.FIRSTS for fraction in self.fractions if fraction > 0]}
 
     def measure(self, images: Images, subject: Subject) -> Mapping[str, NDArray[Any]]:
         """Runs the classifier on the degraded images."""
         settings = self.settings
         scores = subject.degraded(
-            images, images.ranks, self.fractions, FIRSTS, subject.fill(settings.fill), settings.rows_per_forward
+            images, images.ranks, self.fractions, removal.FIRSTS, subject.fill(settings.fill), settings.rows_per_forward
         )
         return {
             "probability": scores.probability,
@@ -84,7 +81,7 @@ class PixelPerturbation:
         intact, fractions = probability[:, 0, 0], np.array(self.fractions)
         morf, lerf = probability[:, 0], probability[:, 1]
         yield Scored("abpc", perturbation.abpc(morf, lerf))
-        for order, curve in zip(ORDERS, (morf, lerf), strict=True):
+        for order, curve in zip(removal.ORDERS, (morf, lerf), strict=True):
             yield Scored(f"{order}_area", perturbation.area(curve, fractions))
             yield Scored(f"{order}_aopc", perturbation.aopc(curve))
             for step, fraction in enumerate(self.fractions):

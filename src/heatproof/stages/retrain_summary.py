@@ -37,7 +37,6 @@ LEAKS = "the masks alone tell the class: not to be read as faithfulness"
 SUMMARY_VERSION = 1
 Better = Literal["higher", "lower", "neither"]
 Values = Mapping[str, NDArray[np.float64]]
-_EPSILON = 1e-12  # spread of differences that is rounding, not variation
 
 BETTER: dict[str, Better] = {"roar": "lower", "kar": "higher", "recursive": "lower", "mask_only": "neither"}
 COLUMNS = (
@@ -295,7 +294,7 @@ def _lines(
             against = [(other, sign * (values[name] - values[other]), p[other][name]) for other in p]
             for twin in (other for other in values if other.startswith(f"{name}+")):
                 gains = sign * (values[name] - values[twin])
-                against.append((twin, gains, _paired_p(gains)))
+                against.append((twin, gains, statistics.paired_p(gains)))
             line = replace(line, marks="; ".join(filter(None, (_mark(grid, *one) for one in against))))
         yield line
 
@@ -325,18 +324,9 @@ def _mark(grid: Grid, opponent: str, gains: NDArray[np.float64], p: float) -> st
 
 def _adjusted(values: Values, controls: Mapping[str, bool], listed: Sequence[str], other: str) -> dict[str, float]:
     """P of the paired t test against a control; Holm-adjusted over the methods under test, a control's own as it is."""
-    found = {name: _paired_p(values[name] - values[other]) for name in listed if name != other}
+    found = {name: statistics.paired_p(values[name] - values[other]) for name in listed if name != other}
     family = [name for name in found if not controls[name]]
     return found | dict(zip(family, statistics.holm([found[name] for name in family]).tolist(), strict=True))
-
-
-def _paired_p(gains: NDArray[np.float64]) -> float:
-    defined = gains[np.isfinite(gains)]
-    if len(defined) < 2:
-        return math.nan
-    if np.ptp(defined) <= _EPSILON:  # no variation: the t test divides by it
-        return 1.0 if abs(defined.mean()) <= _EPSILON else 0.0
-    return statistics.paired_t(defined).p
 
 
 def _with_images(grid: Grid, line: Line) -> Line:

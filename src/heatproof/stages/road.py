@@ -26,8 +26,6 @@ from heatproof.stages.run import Run, fill_origin
 
 RESULTS_VERSION = 1
 
-FIRSTS: tuple[removal.First, ...] = ("most", "least")
-ORDERS = ("morf", "lerf")  # what removing from these ends is called
 RESAMPLES = 1000  # of the consistency, whose ranks are drawn up anew in each
 CONSISTENCY = ("score", "methods", "removed_fraction", "n_methods", "n", "spearman", "low", "high")
 
@@ -57,7 +55,7 @@ class RoadTest:
 
     def columns(self, size: tuple[int, int]) -> list[store.Column]:
         """Both orders, all fractions."""
-        shape = (len(FIRSTS), len(self.fractions))
+        shape = (len(removal.FIRSTS), len(self.fractions))
         return [store.Column("probability", "float64", shape), store.Column("predicted", "int64", shape)]
 
     def origin(self) -> dict[str, Any]:
@@ -70,13 +68,13 @@ class RoadTest:
 
     def removals(self, size: tuple[int, int]) -> Mapping[str, Sequence[Removal]]:
         """What is removed, for each key of a fill."""
-        return {"fill": [(fraction, first) for first in FIRSTS for fraction in self.fractions if fraction > 0]}
+        return {"fill": [(fraction, first) for first in removal.FIRSTS for fraction in self.fractions if fraction > 0]}
 
     def measure(self, images: Images, subject: Subject) -> Mapping[str, NDArray[Any]]:
         """Runs the classifier on the imputed images."""
         settings = self.settings
         scores = subject.degraded(
-            images, images.ranks, self.fractions, FIRSTS, subject.fill(settings.fill), settings.rows_per_forward
+            images, images.ranks, self.fractions, removal.FIRSTS, subject.fill(settings.fill), settings.rows_per_forward
         )
         return {"probability": scores.probability, "predicted": scores.prediction}
 
@@ -86,7 +84,7 @@ class RoadTest:
         probability = kept.probability
         yield Scored("road", road.lerf_minus_morf(probability[:, 0, 1:], probability[:, 1, 1:]))
         fractions = np.array(self.fractions)
-        for place, order in enumerate(ORDERS):
+        for place, order in enumerate(removal.ORDERS):
             yield Scored(f"{order}_area", perturbation.area(probability[:, place], fractions))
             for step, fraction in enumerate(self.fractions):
                 setting = f"removed={fraction:g}"

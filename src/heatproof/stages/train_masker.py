@@ -27,7 +27,7 @@ from heatproof.models import masker as masker_models
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.loading import State
 from heatproof.models.masker import Masker, MaskerForm, SavedMasker, discovered, tapped
-from heatproof.report.overlay import masks_sheet
+from heatproof.report.masks import masks_sheet
 from heatproof.stages.run import Run, augmentation, model_origin
 from heatproof.stages.scalars import Scalars, as_pictures
 from heatproof.stages.trained import Trained

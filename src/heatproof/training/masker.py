@@ -36,12 +36,12 @@ from heatproof.models.loading import State
 from heatproof.models.masker import Masker, tapped
 from heatproof.training.augmentation import Augmentation
 from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
+from heatproof.training.classifier import Normalize
 from heatproof.training.examples import Examples
 from heatproof.training.mask_objectives import Side, Term, TermLoss, term_loss
 
 RESULTS_VERSION = 1
 
-Normalize = Callable[[Tensor], Tensor]
 Line = dict[str, float]
 
 
