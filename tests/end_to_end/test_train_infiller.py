@@ -105,7 +105,7 @@ def test_holes_depend_on_seed_purpose_and_index_alone():
 
 
 def test_a_fill_that_cannot_be_compared_is_told_before_the_training(write, capsys):
-    path = write("fills")
+    path = write(SMALL, "fills")
     assert heatproof("train-infiller", "--config", path, "train_infiller.fills=[mean, CaGan]") == 2
     assert "CaGan: option 'weights' is missing" in capsys.readouterr().err
     assert not folder(path).exists()
