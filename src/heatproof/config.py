@@ -180,7 +180,7 @@ class TrainDiffmask(Section):
         "networks, an extension of the published method; null: tokens where there are any",
     )
     patch: PositiveInt | None = Field(
-        None, description="pixels: side of a square; null: an eighth of the image's shorter side"
+        None, description="pixels: side of a square; null: about an eighth of the image's shorter side"
     )
     nb_epochs: PositiveInt = 20
     batch_size: PositiveInt = 32

@@ -68,7 +68,7 @@ def masking_of(
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits, frozen in evaluation mode while it is masked.
         form: "tokens" or "pixels" to ask for one of them.
-        patch: side of a patch in pixels, where pixels are masked; None: an eighth of the image's shorter side.
+        patch: side of a patch in pixels, where pixels are masked; None: about an eighth of the image's shorter side.
         compat: as published: the class token has a row of its own in front of the patches.
 
     Raises:
@@ -135,7 +135,7 @@ class PixelMasking:
 
     Args:
         model: any classifier with stages (N, C, h, w).
-        patch: side of a patch in pixels, which divides the image's sides; None: an eighth of the shorter side.
+        patch: side of a patch in pixels, which divides the image's sides; None: about an eighth of the shorter side.
     """
 
     form: Form = "pixels"
@@ -171,9 +171,14 @@ class PixelMasking:
 
     def _grid(self, images: Tensor) -> tuple[int, tuple[int, int]]:
         height, width = images.shape[2:]
-        side = self.patch or max(1, min(height, width) // 8)
-        if height % side or width % side:
-            raise InputError(f"DiffMask: patch {side} does not divide images of {height} x {width} pixels")
+        fitting = [side for side in range(1, min(height, width) + 1) if height % side == 0 and width % side == 0]
+        eighth = min(height, width) / 8
+        side = self.patch or min(fitting, key=lambda side: (side != int(eighth), abs(side - eighth)))
+        if side not in fitting:
+            known = ", ".join(map(str, fitting))
+            raise InputError(
+                f"DiffMask: patch {side} does not divide images of {height} x {width} pixels; these do: {known}"
+            )
         return side, (height // side, width // side)
 
 
