@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import yaml
 
 from heatproof import config
-from heatproof.errors import CellsFailedError, HeatproofError, InputError, MissingInputError, nearest
+from heatproof.errors import CellsFailedError, HeatproofError, InputError, MapError, MissingInputError, nearest
 from heatproof.stages.registry import STAGES
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def _run_stages(asked: argparse.Namespace, stages: Sequence[str], *, needs_all: 
             continue
         try:
             STAGES[name].load().run(run)
-        except MissingInputError as error:
+        except (MissingInputError, MapError) as error:  # not there yet, or of another classifier or other data
             if not asked.dry_run:
                 raise
             logger.info("%s: all of it is still to be computed; it waits for what comes before (%s)", name, error)
