@@ -485,6 +485,8 @@ class Results:
                 "on_invalid": method.on_invalid,
             },
         }
+        if files := artefacts.named_files(method.kwargs):
+            wanted["method"]["files"] = files
         return wanted | ({"data": self.fingerprints.get("test")} if self.fingerprints else {})
 
     def _cuts(self) -> list[float]:
