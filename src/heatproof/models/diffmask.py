@@ -30,6 +30,7 @@ from heatproof.models.attention import Architecture, architecture_of
 from heatproof.models.hard_concrete import HardConcrete
 from heatproof.models.hooks import module_named
 from heatproof.models.loading import State, put_weights
+from heatproof.models.targets import Retargeted
 
 Form = Literal["tokens", "pixels"]
 FORMS: tuple[Form, ...] = ("tokens", "pixels")
@@ -256,6 +257,8 @@ def stages_of(model: nn.Module, images: Tensor) -> list[str]:
     >>> stages_of(convolutions, torch.zeros(1, 1, 8, 8))
     ['1', '2']
     """
+    while isinstance(model, Retargeted):  # layers are named as inside
+        model = model.model
     last: dict[tuple[int, ...], str] = {}
 
     def noting(name: str) -> Callable[[nn.Module, Any, Any], None]:
