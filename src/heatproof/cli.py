@@ -414,11 +414,14 @@ def _value(text: str) -> Any:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number for each channel, such as 0.5,0.5,0.5") from error
 
 
 def _sides(text: str) -> tuple[int, int]:
-    sides = [int(part) for part in text.split("x")]
+    sides = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
     if not 1 <= len(sides) <= 2 or min(sides) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give one side, such as 224, or height and width, such as 224x448")
     return sides[0], sides[-1]
