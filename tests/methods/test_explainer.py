@@ -45,7 +45,11 @@ def test_a_method_that_asks_for_it_is_told_which_classifier_it_explains():
     ("path", "options", "message"),
     [
         ("diffmask.DiffMask", {"checkpoint": "x", "layer": 1.5}, "option 'layer': 1.5 should be a whole number"),
-        ("diffmask.DiffMask", {"checkpoint": "x", "aggregated": "no"}, "option 'aggregated': 'no' should be true or false"),
+        (
+            "diffmask.DiffMask",
+            {"checkpoint": "x", "aggregated": "no"},
+            "option 'aggregated': 'no' should be true or false",
+        ),
         ("masker.Masker", {"checkpoint": 3}, "option 'checkpoint': 3 should be text"),
         ("masker.Masker", {"checkpoint": "x", "use_p": "half"}, "option 'use_p': 'half' should be a number or null"),
         ("gradient.SmoothGrad", {"samples": [3]}, r"option 'samples': \[3\] should be a whole number"),
