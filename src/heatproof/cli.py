@@ -142,7 +142,8 @@ def _add_stage(
 What is complete is left as it is, what is partial is continued, what is stale is made again, and the log says which.
 Overrides name a key of the configuration and its value:
 
-    heatproof {name} --config configs/demo.yml seed=1 train_cls.nb_epochs=2""",
+    heatproof {name} --config configs/demo.yml seed=1 train_cls.nb_epochs=2
+{_keys(name)}""",
     )
     stage.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file of the experiment")
     stage.add_argument(
@@ -152,6 +153,19 @@ Overrides name a key of the configuration and its value:
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
     )
     stage.set_defaults(command=lambda asked: _run_stages(asked, stages, needs_all=name != "demo"))
+
+
+def _keys(name: str) -> str:
+    """The keys of a stage's section, for its help."""
+    if name not in STAGES:
+        return ""
+    section = STAGES[name].section
+    lines = [
+        f"    {key}: {default}".rstrip() + f"    # {told}" * bool(told) for key, default, told in config.keys(section)
+    ]
+    return "\n".join(
+        ["", f"The keys of {section} and their defaults (heatproof schema prints those inside of them):", "", *lines]
+    )
 
 
 def _run_stages(asked: argparse.Namespace, stages: Sequence[str], *, needs_all: bool) -> None:

@@ -786,6 +786,22 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Config:
     return config
 
 
+def keys(name: str) -> list[tuple[str, str, str]]:
+    """The keys of a section, what each stands at, and what it means (empty where its name says it)."""
+    kind = _section_in(Config.model_fields[name].annotation)
+    found = []
+    for key, field in kind.model_fields.items():
+        default = "(needed)" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        found.append((key, default, field.description or ""))
+    return found
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, BaseModel):
+        return str(default.model_dump().get("name", "{...}"))
+    return "~" if default is None else str(default)
+
+
 def map_tests() -> dict[str, type[MapTest]]:
     """The sections of tests that score stored maps, and their kinds."""
     kinds = {name: _section_in(field.annotation) for name, field in Config.model_fields.items()}
