@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import yaml
 
 from heatproof import config
-from heatproof.errors import CellsFailedError, HeatproofError, InputError, MissingInputError, nearest
+from heatproof.errors import CellsFailedError, HeatproofError, InputError, MapError, MissingInputError, nearest
 from heatproof.stages.registry import STAGES
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,8 @@ def _add_stage(
 What is complete is left as it is, what is partial is continued, what is stale is made again, and the log says which.
 Overrides name a key of the configuration and its value:
 
-    heatproof {name} --config configs/demo.yml seed=1 train_cls.nb_epochs=2""",
+    heatproof {name} --config configs/demo.yml seed=1 train_cls.nb_epochs=2
+{_keys(name)}""",
     )
     stage.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file of the experiment")
     stage.add_argument(
@@ -152,6 +153,19 @@ Overrides name a key of the configuration and its value:
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
     )
     stage.set_defaults(command=lambda asked: _run_stages(asked, stages, needs_all=name != "demo"))
+
+
+def _keys(name: str) -> str:
+    """The keys of a stage's section, for its help."""
+    if name not in STAGES:
+        return ""
+    section = STAGES[name].section
+    lines = [
+        f"    {key}: {default}".rstrip() + f"    # {told}" * bool(told) for key, default, told in config.keys(section)
+    ]
+    return "\n".join(
+        ["", f"The keys of {section} and their defaults (heatproof schema prints those inside of them):", "", *lines]
+    )
 
 
 def _run_stages(asked: argparse.Namespace, stages: Sequence[str], *, needs_all: bool) -> None:
@@ -167,7 +181,7 @@ def _run_stages(asked: argparse.Namespace, stages: Sequence[str], *, needs_all: 
             continue
         try:
             STAGES[name].load().run(run)
-        except MissingInputError as error:
+        except (MissingInputError, MapError) as error:  # not there yet, or of another classifier or other data
             if not asked.dry_run:
                 raise
             logger.info("%s: all of it is still to be computed; it waits for what comes before (%s)", name, error)
@@ -414,11 +428,14 @@ def _value(text: str) -> Any:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number for each channel, such as 0.5,0.5,0.5") from error
 
 
 def _sides(text: str) -> tuple[int, int]:
-    sides = [int(part) for part in text.split("x")]
+    sides = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
     if not 1 <= len(sides) <= 2 or min(sides) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give one side, such as 224, or height and width, such as 224x448")
     return sides[0], sides[-1]

@@ -180,7 +180,7 @@ class TrainDiffmask(Section):
         "networks, an extension of the published method; null: tokens where there are any",
     )
     patch: PositiveInt | None = Field(
-        None, description="pixels: side of a square; null: an eighth of the image's shorter side"
+        None, description="pixels: side of a square; null: about an eighth of the image's shorter side"
     )
     nb_epochs: PositiveInt = 20
     batch_size: PositiveInt = 32
@@ -784,6 +784,22 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Config:
         if isinstance(part, Methods):
             _check_names(path, name, part)
     return config
+
+
+def keys(name: str) -> list[tuple[str, str, str]]:
+    """The keys of a section, what each stands at, and what it means (empty where its name says it)."""
+    kind = _section_in(Config.model_fields[name].annotation)
+    found = []
+    for key, field in kind.model_fields.items():
+        default = "(needed)" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        found.append((key, default, field.description or ""))
+    return found
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, BaseModel):
+        return str(default.model_dump().get("name", "{...}"))
+    return "~" if default is None else str(default)
 
 
 def map_tests() -> dict[str, type[MapTest]]:

@@ -5,9 +5,10 @@ import importlib
 import inspect
 import pkgutil
 import sys
+import types
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 from heatproof.errors import PluginError, nearest
 
@@ -64,7 +65,8 @@ def check_options(
         provided: names that the caller fills by keyword where the signature has them; users may not set them.
 
     Raises:
-        PluginError: not callable, unknown option (naming the nearest), missing option.
+        PluginError: not callable, unknown option (naming the nearest), missing option, or one that is of another type than
+            its annotation says, where this names numbers, text, truth values and None only.
     """
     if not callable(target):
         raise PluginError(f"{path}: is not callable; expected a class or a function")
@@ -76,9 +78,37 @@ def check_options(
         if name in provided or (not free and name not in {p.name for p in named}):
             known = [p.name for p in named if p.name not in provided]
             raise PluginError(f"{path}: unknown option {name!r}{nearest(name, known)}; {takes}")
+    for parameter in named:
+        if parameter.name in options and not _is_of(parameter, options[parameter.name]):
+            raise PluginError(
+                f"{path}: option {parameter.name!r}: {options[parameter.name]!r} should be "
+                f"{_words(parameter.annotation)}"
+            )
     missing = [p.name for p in named if p.default is p.empty and p.name not in options and p.name not in provided]
     if missing:
         raise PluginError(f"{path}: option {missing[0]!r} is missing; {takes}")
+
+
+PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """The types that an annotation names, such as float and None."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _is_of(parameter: inspect.Parameter, value: Any) -> bool:
+    """Whether what a configuration says is of the annotated type; yes where that is more than plain types."""
+    kinds = _kinds(parameter.annotation)
+    if type(value) not in {*PLAIN, list, dict} or value is parameter.default:
+        return True
+    if not all(isinstance(kind, type) and kind in PLAIN for kind in kinds):
+        return True
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def _words(annotation: Any) -> str:
+    return " or ".join(PLAIN[kind] for kind in _kinds(annotation))
 
 
 def wants(target: Callable[..., Any], name: str) -> bool:

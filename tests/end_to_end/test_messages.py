@@ -207,3 +207,21 @@ def test_an_unknown_command_names_the_nearest(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["heatproof", "extract"])
     line = refused(capsys, "extract")
     assert "unknown command 'extract'; did you mean 'extract-attribution-maps'?" in line
+
+
+def test_a_dry_run_goes_on_where_maps_will_be_stale(finished, caplog):
+    caplog.set_level("INFO")
+    before = results(finished)
+    assert heatproof("demo", "--config", finished, "seed=4", "--dry-run") == 0
+    assert (
+        "evaluate-attribution-maps-roar: all of it is still to be computed; it waits for what comes before"
+        in caplog.text
+    )
+    assert "report/index.html: results or settings have changed" in caplog.text  # the last stage
+    assert results(finished) == before
+
+
+def test_a_dry_run_of_retraining_writes_nothing(small):
+    path = small("dry")
+    assert heatproof("evaluate-attribution-maps-roar", "--config", path, "--dry-run") == 0
+    assert not (path.parent / "out").exists()

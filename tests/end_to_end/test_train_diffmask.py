@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -174,3 +175,14 @@ def test_a_missing_explainer_is_named_with_the_stage_that_makes_it(write, capsys
 def test_a_start_that_is_not_there_is_one_line_also_after_the_training(done, capsys):
     line = refused(capsys, "train-diffmask", "--config", done, "train_diffmask.diffmask_checkpoint=none.pth")
     assert "none.pth: no such file; train-diffmask makes it, or mend train_diffmask.diffmask_checkpoint" in line
+
+
+def test_the_report_tells_of_maps_whose_explainer_was_trained_again(done, tmp_path, caplog):
+    shutil.copytree(done.parent, tmp_path / "run")
+    path = tmp_path / "run" / "small.yml"
+    path.write_text(path.read_text().replace(str(done.parent), str(tmp_path / "run")))
+    assert heatproof("train-diffmask", "--config", path, "train_diffmask.nb_epochs=1", "train_diffmask.lr=0.02") == 0
+    assert heatproof("extract-attribution-maps", "--config", path) == 0
+    assert heatproof("train-diffmask", "--config", path) == 0
+    assert heatproof("report", "--config", path) == 0
+    assert "method.files.checkpoint" in (path.parent / "out" / "report" / "index.html").read_text()

@@ -18,6 +18,7 @@ from heatproof.models.hard_concrete import HardConcrete, log_complement
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.loading import LogitsOf
 from heatproof.models.resnet_cifar import ResNet8
+from heatproof.models.targets import Difference, Retargeted
 from tests.models.vits import RECTANGULAR, _new_name, our_vit, randomised, timm_vit
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "diffmask"
@@ -307,3 +308,11 @@ def test_a_damaged_file_of_an_explainer_is_one_line(damage):
     explainer = Explainer("tokens", 2, 8, hidden=4, mul_activation=1.0, add_activation=1.0)
     with pytest.raises(ModelError, match=r"x\.pth: is damaged, or no file that train-diffmask made"):
         explainer_from(explainer.state_dict() | damage, where="x.pth")
+
+
+def test_the_stages_of_a_retargeted_network_are_those_of_the_network_inside():
+    model, images = ResNet8(4).eval(), torch.zeros(1, 3, 32, 32)
+    wrapped = Retargeted(model, Difference(0, 1))
+    assert diffmask.stages_of(wrapped, images) == diffmask.stages_of(model, images)
+    states = [masking_of(m, "pixels").intact(images).hidden for m in (model, wrapped)]
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))

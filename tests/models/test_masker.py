@@ -347,3 +347,23 @@ def test_a_damaged_masker_is_one_line(saved, tmp_path, damage, message):
     torch.save(content, tmp_path / "masker.pth")
     with pytest.raises(ModelError, match=rf"masker\.pth: is a damaged masker \(.*{message}.*; make it again"):
         read_masker(tmp_path / "masker.pth")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state_dict_masker": {}},
+        {"state_dict_masker": "x"},
+        {"state_dict_masker": {"conv1x1_x.0.weight": torch.zeros(1)}},
+        {"state_dict_masker": {"conv1x1_3.0.weight": torch.zeros(1), "final.0.weight": torch.zeros(1)}},
+        {"state_dict_classifier": {"a": 3}},
+        {"args": {"masker_use_layers": "x,y"}},
+        {"args": 5},
+    ],
+    ids=str,
+)
+def test_a_published_checkpoint_of_another_form_is_one_line(saved, tmp_path, changes):
+    content = {"state_dict_masker": saved.state, "state_dict_classifier": {"a": torch.zeros(1)}, "args": {}}
+    torch.save(content | changes, tmp_path / "x.chk")
+    with pytest.raises(ModelError, match=r"x\.chk: (is a damaged checkpoint of a masker|its keys are not those of)"):
+        read_published(tmp_path / "x.chk")

@@ -30,6 +30,7 @@ from heatproof.models.attention import Architecture, architecture_of
 from heatproof.models.hard_concrete import HardConcrete
 from heatproof.models.hooks import module_named
 from heatproof.models.loading import State, put_weights
+from heatproof.models.targets import Retargeted
 
 Form = Literal["tokens", "pixels"]
 FORMS: tuple[Form, ...] = ("tokens", "pixels")
@@ -68,7 +69,7 @@ def masking_of(
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits, frozen in evaluation mode while it is masked.
         form: "tokens" or "pixels" to ask for one of them.
-        patch: side of a patch in pixels, where pixels are masked; None: an eighth of the image's shorter side.
+        patch: side of a patch in pixels, where pixels are masked; None: about an eighth of the image's shorter side.
         compat: as published: the class token has a row of its own in front of the patches.
 
     Raises:
@@ -135,7 +136,7 @@ class PixelMasking:
 
     Args:
         model: any classifier with stages (N, C, h, w).
-        patch: side of a patch in pixels, which divides the image's sides; None: an eighth of the shorter side.
+        patch: side of a patch in pixels, which divides the image's sides; None: about an eighth of the shorter side.
     """
 
     form: Form = "pixels"
@@ -171,9 +172,14 @@ class PixelMasking:
 
     def _grid(self, images: Tensor) -> tuple[int, tuple[int, int]]:
         height, width = images.shape[2:]
-        side = self.patch or max(1, min(height, width) // 8)
-        if height % side or width % side:
-            raise InputError(f"DiffMask: patch {side} does not divide images of {height} x {width} pixels")
+        fitting = [side for side in range(1, min(height, width) + 1) if height % side == 0 and width % side == 0]
+        eighth = min(height, width) / 8
+        side = self.patch or min(fitting, key=lambda side: (side != int(eighth), abs(side - eighth)))
+        if side not in fitting:
+            known = ", ".join(map(str, fitting))
+            raise InputError(
+                f"DiffMask: patch {side} does not divide images of {height} x {width} pixels; these do: {known}"
+            )
         return side, (height // side, width // side)
 
 
@@ -251,6 +257,8 @@ def stages_of(model: nn.Module, images: Tensor) -> list[str]:
     >>> stages_of(convolutions, torch.zeros(1, 1, 8, 8))
     ['1', '2']
     """
+    while isinstance(model, Retargeted):  # layers are named as inside
+        model = model.model
     last: dict[tuple[int, ...], str] = {}
 
     def noting(name: str) -> Callable[[nn.Module, Any, Any], None]:

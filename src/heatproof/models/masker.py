@@ -437,8 +437,14 @@ def read_published(path: Path, taps: Sequence[str] = PUBLISHED_TAPS) -> tuple[Sa
         raise ModelError(
             f"{path}: is no checkpoint of a masker: state_dict_masker and state_dict_classifier are not in it ({found})"
         )
-    state, classifier = _unwrapped(content[key]), _unwrapped(content["state_dict_classifier"])
-    form = _published_form(path, state, dict(content.get("args") or {}), taps)
+    try:
+        state, classifier = (_unwrapped(_weights(content[name])) for name in (key, "state_dict_classifier"))
+        form = _published_form(path, state, dict(content.get("args") or {}), taps)
+    except HeatproofError:
+        raise
+    except (LookupError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise ModelError(f"{path}: is a damaged checkpoint of a masker, or of another form ({reason})") from error
     saved = SavedMasker(form, state, started_from="", classifier_sha256="", classifier=classifier)
     saved.build(str(path))
     return saved, classifier
@@ -454,7 +460,7 @@ def _published_form(path: Path, state: State, args: Mapping[str, Any], taps: Seq
     final = next((state[name] for name in ("final.0.weight", "final.conv.weight") if name in state), None)
     if final is None or not branches or not {*indices} <= {*range(len(taps))} or {*branches} - {*indices}:
         raise ModelError(
-            f"{path}: its keys are not those of a masker of layers {asked or branches}; it begins with {next(iter(state))}"
+            f"{path}: its keys are not those of a masker of layers {asked or branches}; it begins with {next(iter(state), 'nothing')}"
         )
     width = len(state[f"conv1x1_{branches[0]}.0.weight"])
     classes = len(state["class_module.embedding.weight"]) if "class_module.embedding.weight" in state else None

@@ -218,9 +218,7 @@ class Cnn:
 
 @dataclass(frozen=True)
 class LearnedInfill:
-    """What train-infiller learnt of the data at hand, for small images and any number of channels.
-
-    Sides that are no multiples of 4 are padded by their edge, and the padding is cut off again.
+    """What train-infiller learnt of the data at hand, for small images of any size and number of channels.
 
     Args:
         checkpoint: train_infiller/best_model.pth of a run.
@@ -241,7 +239,8 @@ class LearnedInfill:
     def generate(self, pixels: Tensor, holes: Tensor) -> Tensor:
         """Pictures (N, C, H, W) from pixels of that shape and holes (N, 1, H, W), 1 in a hole."""
         network = _ready(self.network, pixels, network_channels=self.network.answer.out_channels)
-        return _cropped(network(_padded(pixels, network.multiple), _padded(holes, network.multiple)), pixels)
+        filled: Tensor = network(pixels, holes)
+        return filled
 
     __call__ = _fill_holes
 

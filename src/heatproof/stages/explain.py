@@ -180,7 +180,7 @@ def _subject(request: Request, device: torch.device) -> _Subject:
     loaded = load(
         request.model,
         num_classes=classes,
-        channels=len(kept["normalization"]["mean"]) if "normalization" in kept else 3,
+        channels=_channels(request, kept),
         constructor_args=same.get("constructor_args"),
         transformer=same.get("transformer"),
         pretrained_weights=None if request.weights == "random" else request.weights,
@@ -191,6 +191,13 @@ def _subject(request: Request, device: torch.device) -> _Subject:
     if file is not None and not names and library is not None and len(library.class_names) == classes:
         names = library.class_names
     return _Subject(loaded, _pixels(request, loaded, library), names)
+
+
+def _channels(request: Request, kept: Mapping[str, Any]) -> int:
+    """As many as the normalisation has numbers."""
+    if request.normalization is not None:
+        return len(request.normalization.mean)
+    return len(kept["normalization"]["mean"]) if "normalization" in kept else 3
 
 
 def _default_normalization(library: Preparation | None, request: Request) -> Callable[[], Normalization]:

@@ -344,7 +344,7 @@ class Results:
         section = config.section(self.settings, test.section, config.MapTest)
         wanted = {"seed": self.settings.seed, **test.origin()}
         if self.fingerprints:
-            wanted["data"] = self.fingerprints["test"]
+            wanted["data"] = self.fingerprints.get("test")
         found: dict[str, store.RowReader] = {}
         stale: dict[str, str] = {}
         remarks: list[str] = []
@@ -485,7 +485,9 @@ class Results:
                 "on_invalid": method.on_invalid,
             },
         }
-        return wanted | ({"data": self.fingerprints["test"]} if self.fingerprints else {})
+        if files := artefacts.named_files(method.kwargs):
+            wanted["method"]["files"] = files
+        return wanted | ({"data": self.fingerprints.get("test")} if self.fingerprints else {})
 
     def _cuts(self) -> list[float]:
         """Removed fractions at which ties are counted: those of the retraining, else three of the curves'."""

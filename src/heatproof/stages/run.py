@@ -63,7 +63,8 @@ class Run:
         if kept is None or kept["origin"] != origin:
             mean, std = training_statistics(split)
             kept = {"origin": origin, "mean": mean.tolist(), "std": std.tolist()}
-            artefacts.write_json(path, kept)
+            if not self.dry_run:
+                artefacts.write_json(path, kept)
         return Normalization(tuple(kept["mean"]), tuple(kept["std"]))
 
     def examples(self, split: Pixels, removal: Removal | None = None) -> Examples:

@@ -117,6 +117,9 @@ def _pictures(run: Run, network: GatedUNet, split: Split) -> Image.Image:
 
 def _compare(run: Run, section: config.TrainInfiller, folder: Path) -> None:
     """Fills holes of test images with each fill, and says how near each comes."""
+    if "test" not in run.dataset.splits:
+        logger.info("%s: there are no test images to compare fills on", folder / "results.csv")
+        return
     split = run.dataset.split("test")
     index = sample(run.config.seed, len(split), section.test_samples)
     origin = {

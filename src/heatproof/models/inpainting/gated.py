@@ -11,11 +11,11 @@ TRUST = 0.01  # share of known neighbours below which the next wider Gaussian co
 
 
 class GatedUNet(nn.Module):
-    """A U-Net of gated convolutions that corrects a first guess; sides are multiples of 4.
+    """A U-Net of gated convolutions that corrects a first guess.
 
     The first guess is `smooth_fill`, which needs no training; the network sees it beside the holes and adds what it has
     learnt. A gated convolution multiplies its answer by a learnt weight in (0, 1) at each place and channel, so that
-    known and guessed pixels can count differently.
+    known and guessed pixels can count differently. Sides that are no multiples of 4 are padded by their edge.
 
     Args:
         channels: of the images.
@@ -24,8 +24,6 @@ class GatedUNet(nn.Module):
     Reference:
         Yu et al., "Free-Form Image Inpainting with Gated Convolution", ICCV 2019, arXiv:1806.03589, for the gates.
     """
-
-    multiple = 4
 
     def __init__(self, channels: int = 3, width: int = 12):
         super().__init__()
@@ -53,12 +51,14 @@ class GatedUNet(nn.Module):
             holes: (N, 1, H, W), 1 in a hole.
         """
         guess = smooth_fill(pixels, holes)
-        full = self.at_full(torch.cat((guess - 0.5, holes), dim=1))
+        height, width = pixels.shape[2:]
+        seen = torch.cat((guess - 0.5, holes), dim=1)
+        full = self.at_full(functional.pad(seen, (0, -width % 4, 0, -height % 4), mode="replicate"))
         half = self.at_half(full)
         deep = self.around(self.at_quarter(half))
         half = self.to_half(torch.cat((_doubled(deep), half), dim=1))
         full = self.to_full(torch.cat((_doubled(half), full), dim=1))
-        corrected: Tensor = guess + self.answer(full)
+        corrected: Tensor = guess + self.answer(full)[:, :, :height, :width]
         return corrected
 
 
