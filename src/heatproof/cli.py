@@ -69,7 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             f"{where}{error.strerror or error}; what is done is kept, mend it and run the same command again", 2
         )
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:150]
+        return _fail(f"memory is full ({reason}); what is done is kept, take a smaller batch_size or width", 2)
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether host or device had no memory left; torch, which has its own error for devices, need not be imported for it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _fail(error: object, status: int) -> int:

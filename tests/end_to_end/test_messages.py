@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from heatproof import artefacts, store
+from heatproof.stages import train_cls
 from tests.end_to_end.conftest import heatproof, results
 
 PLUGIN = """
@@ -225,3 +226,23 @@ def test_a_dry_run_of_retraining_writes_nothing(small):
     path = small("dry")
     assert heatproof("evaluate-attribution-maps-roar", "--config", path, "--dry-run") == 0
     assert not (path.parent / "out").exists()
+
+
+def full_host():
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def full_device():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of")
+
+
+@pytest.mark.parametrize(
+    ("fill", "told"),
+    [(full_host, "can't allocate memory"), (full_device, "(CUDA out of memory. Tried to allocate 2.00 GiB")],
+    ids=["host", "device"],
+)
+def test_a_full_memory_is_one_line(small, capsys, monkeypatch, fill, told):
+    monkeypatch.setattr(train_cls, "run", lambda run: fill())
+    line = refused(capsys, "train-cls", "--config", small("memory"))
+    assert told in line
+    assert "what is done is kept, take a smaller batch_size or width" in line
