@@ -183,7 +183,7 @@ MESSAGES = {
         "infill", ["infill.infillers.1.name=blurred"], "infill.infillers: ",
     ),
     "an option of the wrong type": (
-        "infill", ["infill.infillers.0.kwargs.sigma=wide"], "blur: cannot be made with {'sigma': 'wide'}: ",
+        "infill", ["infill.infillers.0.kwargs.sigma=wide"], "blur: option 'sigma': 'wide' should be a number",
     ),
     "an option that the run sets": (
         "infill", ["infill.infillers.0.kwargs.seed=3"], "blur: option 'seed' is set by the run, not by its configuration",
