@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from heatproof import artefacts
+from heatproof.errors import ModelError
 from heatproof.stages.trained import Trained
+from heatproof.training.checkpoints import read_checkpoint, save_tensors
 
 STATE = {"weight": torch.arange(3.0)}
 
@@ -47,9 +49,16 @@ def test_why_it_is_trained_is_said(place, caplog):
     assert "missing or not the file that was trained" in told()
 
 
-def test_files_of_older_maskers_are_not_trained_again(place):
-    kept = place.leave(STATE)
-    artefacts.write_json(
-        place.weights.with_suffix(".json"), {"origin": kept["origin"], "sha256": kept["weights_sha256"]}
-    )
-    assert place.kept()["weights_sha256"] == kept["weights_sha256"]
+@pytest.mark.parametrize("text", ["{}", "[1]", "no json", '{"origin": {"seed": 0}}'])
+def test_a_foreign_file_beside_the_weights_counts_as_none(place, text):
+    place.leave(STATE)
+    place.weights.with_suffix(".json").write_text(text)
+    assert place.kept() is None
+
+
+def test_a_foreign_file_in_the_place_of_a_checkpoint_is_not_gone_on_from(tmp_path):
+    save_tensors(tmp_path / "checkpoint.pt", {"weight": torch.zeros(1)})
+    assert read_checkpoint(tmp_path / "checkpoint.pt", "identity") is None
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing of the kind")
+    with pytest.raises(ModelError, match=r"the checkpoint is damaged; delete it to train from the start"):
+        read_checkpoint(tmp_path / "checkpoint.pt", "identity")

@@ -36,16 +36,14 @@ class Trained:
 
     def kept(self) -> dict[str, Any] | None:
         """What `leave` said of a result of this origin; None where there is none, and the log says why."""
-        kept: dict[str, Any] | None = artefacts.read_json(self.weights.with_suffix(".json"))
-        if kept is not None and "sha256" in kept:  # as files of maskers and of permuted labels once said it
-            kept["weights_sha256"] = kept.pop("sha256")
-        if kept is None:
+        kept = artefacts.read_json(self.weights.with_suffix(".json"))
+        if not isinstance(kept, dict) or "origin" not in kept:
             going_on = " (an interrupted training goes on)" if self.checkpoint.is_file() else ""
             logger.info("%s: to be trained%s", self.weights, going_on)
         elif artefacts.canonical(kept["origin"]) != self.identity:
             why = why_stale(kept["origin"], self.origin)
             logger.info("%s: stale, to be trained again: %s", self.weights, why)
-        elif not self.weights.is_file() or artefacts.sha256(self.weights) != kept["weights_sha256"]:
+        elif not self.weights.is_file() or artefacts.sha256(self.weights) != kept.get("weights_sha256"):
             logger.info("%s: missing or not the file that was trained, to be trained again", self.weights)
         else:
             return kept

@@ -30,7 +30,7 @@ def read_checkpoint(path: Path | None, identity: str) -> dict[str, Any] | None:
         state: dict[str, Any] = read_plain(path)
     except ModelError as error:
         raise ModelError(f"{path}: the checkpoint is damaged; delete it to train from the start") from error
-    return state if state["identity"] == identity else None
+    return state if state.get("identity") == identity else None
 
 
 def copied(module: nn.Module) -> State:
