@@ -162,3 +162,10 @@ def test_a_section_is_there_with_its_results_only(part, section, parsed):
     assert page.problems == []
     assert section in page.ids
     assert f"#{section}" in [target for _, _, target in page.links]
+
+
+def test_what_was_trained_beside_the_classifier_is_told():
+    html = bare(learned=[("DiffMask", "keeps <half> of the patches")]).html
+    assert 'id="learned"' in html
+    assert "keeps &lt;half&gt; of the patches" in html
+    assert 'id="learned"' not in bare().html

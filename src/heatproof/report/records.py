@@ -345,6 +345,7 @@ class Material:
         health: one for each method.
         pictures: the gallery.
         training: of the base classifier.
+        learned: subject and sentence: how good the classifier is, and what was trained beside it to explain and to fill.
         progress: one for each stage.
         warnings: what makes numbers doubtful, one sentence each.
         costs: one for each stage that kept times.
@@ -367,6 +368,7 @@ class Material:
     health: Sequence[MapHealth] = ()
     pictures: Sequence[Picture] = ()
     training: Training | None = None
+    learned: Sequence[tuple[str, str]] = ()
     progress: Sequence[Progress] = ()
     warnings: Sequence[str] = ()
     costs: Sequence[Cost] = ()

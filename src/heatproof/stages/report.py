@@ -17,6 +17,7 @@ from heatproof import artefacts, config, report, runtime, store
 from heatproof.errors import MapError
 from heatproof.report import Curves, Material, Progress, Retraining, Settings
 from heatproof.report.wording import count, listed, percent
+from heatproof.stages import learned
 from heatproof.stages.results import Results
 from heatproof.stages.run import Run
 
@@ -121,6 +122,7 @@ def _material(settings: config.Config, results: Results) -> Material:
         health=results.health(),
         pictures=pictures,
         training=training,
+        learned=list(learned.told(settings.outdir)),
         progress=progress,
         warnings=[*(remark for part in progress for remark in part.remarks), *remarks],
         costs=results.costs(),

@@ -34,7 +34,7 @@ from heatproof.report import (
 )
 from heatproof.report.pictures import choice, confidence
 from heatproof.report.wording import listed
-from heatproof.stages import registry, twins
+from heatproof.stages import learned, registry, twins
 from heatproof.stages.evaluate import MapTest
 from heatproof.stages.run import Run, fill_origin, model_origin, training_origin
 from heatproof.training import classifier
@@ -450,6 +450,7 @@ class Results:
             paths += [outdir / name / f"{method.name}.h5" for method in test.methods()]
         paths += [outdir / "retrain_cls" / "summary.csv", outdir / "sanity_checks" / "results.csv"]
         paths += [outdir / "agreement" / name for name in ("agreement.h5", "clustering.json")]
+        paths += [outdir / name for name in learned.FILES]
         return list(dict.fromkeys([*paths, *(outdir / name / "timing.csv" for name in registry.sections())]))
 
     def _map_tests(self) -> list[tuple[str, config.MapTest]]:
