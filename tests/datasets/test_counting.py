@@ -22,7 +22,7 @@ from heatproof.datasets.counting import (
 )
 from heatproof.datasets.pictures import Framing
 from heatproof.datasets.resized import ResizedSamples, scaled
-from heatproof.errors import DataError, InputError, PluginError
+from heatproof.errors import DataError, HeatproofError, InputError, PluginError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "diffmask"
 
@@ -102,12 +102,12 @@ def test_as_many_places_are_chosen_as_are_asked_for():
     [
         ({"class_idx": 6}, "Counting: class_idx: 6 must lie between 0 and 5"),
         ({"grid_size": 0}, "Counting: grid_size: 0 must lie between 1 and 64"),
-        ({"tile": 2.5}, "Counting: tile: 2.5 must be an integer"),
-        ({"train_images": True}, "Counting: train_images: True must be an integer"),
+        ({"tile": 2.5}, "Counting: option 'tile': 2.5 should be a whole number"),
+        ({"train_images": True}, "Counting: option 'train_images': True should be a whole number"),
     ],
 )
 def test_options_out_of_range_are_named(options, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(HeatproofError, match=message):
         counting(**options)
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from heatproof.datasets import open_dataset
 from heatproof.datasets.dataset import tight_boxes
-from heatproof.errors import DataError, InputError
+from heatproof.errors import DataError, InputError, PluginError
 from tests.datasets.annotated import FRAMINGS, lies_on, rectangle, voc_xml, white
 
 NAMES = [f"{breed}_{i}" for breed in ("Abyssinian", "pug") for i in (1, 2)]
@@ -130,9 +130,11 @@ def test_parts_are_the_test_alone_a_share_or_the_published_ones(tmp_path):
     assert len({data.fingerprint, opened(tmp_path).fingerprint}) == 2
     with pytest.raises(InputError, match="train_share: cannot be set together with official_parts"):
         opened(tmp_path, official_parts=True, train_share=0.5)
-    for share in (1.0, -0.1, "half"):
+    for share in (1.0, -0.1):
         with pytest.raises(InputError, match=r"train_share: .* must lie in"):
             opened(tmp_path, train_share=share)
+    with pytest.raises(PluginError, match="option 'train_share': 'half' should be a number"):
+        opened(tmp_path, train_share="half")
     with pytest.raises(InputError, match="boxes: 'tail' must be 'animal' or 'head'"):
         opened(tmp_path, boxes="tail")
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from heatproof.datasets import open_dataset, training_statistics
 from heatproof.datasets.planted import OUTLINES, TEXTURES, Planted, PlantedSource
-from heatproof.errors import InputError, PluginError
+from heatproof.errors import HeatproofError, InputError, PluginError
 from heatproof.models.resnet_cifar import NarrowResNet8
 
 
@@ -160,13 +160,13 @@ def test_the_fingerprint_names_options_and_seed():
         ({"size": 48}, "Planted: size: 48 must be one of 32, 64, 224"),
         ({"classes": 15}, "Planted: classes: 15 must lie between 2 and 14"),
         ({"classes": 13, "evidence": "shape"}, "Planted: classes: 13 must lie between 2 and 12"),
-        ({"train_images": 2.5}, "Planted: train_images: 2.5 must be an integer"),
-        ({"difficulty": "high"}, "Planted: difficulty: 'high' must lie between 0 and 1"),
+        ({"train_images": 2.5}, "Planted: option 'train_images': 2.5 should be a whole number"),
+        ({"difficulty": "high"}, "Planted: option 'difficulty': 'high' should be a number"),
         ({"evidence": "colour"}, "Planted: evidence: 'colour' must be 'texture' or 'shape'"),
     ],
 )
 def test_a_wrong_value_is_named(options, message):
-    with pytest.raises(InputError, match=f"^{message}$"):
+    with pytest.raises(HeatproofError, match=f"^{message}$"):
         planted(**options)
 
 

@@ -12,7 +12,7 @@ import torchvision
 from PIL import Image
 
 from heatproof.datasets import open_dataset
-from heatproof.errors import DataError, InputError
+from heatproof.errors import DataError, PluginError
 
 
 def opened(name, path, **options):
@@ -74,7 +74,7 @@ def test_pictures_are_scaled_to_the_size_that_is_asked_for(tmp_path):
     np.testing.assert_array_equal(large.split("train").labels, plain.split("train").labels)
     assert plain.fingerprint == opened("MNIST", tmp_path).fingerprint != large.fingerprint
     assert plain.split("test").fingerprint != large.split("test").fingerprint
-    with pytest.raises(InputError, match="MNIST: size: 'large' must be an integer"):
+    with pytest.raises(PluginError, match="MNIST: option 'size': 'large' should be a whole number or null"):
         opened("MNIST", tmp_path, size="large")
 
 

@@ -395,7 +395,7 @@ def _check_maps(reader: store.MapReader, data: str, rows: int, *, allow_label: b
     if reader.invalid.all():
         raise MapError(f"{reader.path}: holds no valid map; take the method out of the configuration, or mend it")
     if reader.origin.get("target") == "label" and not allow_label:
-        raise MapError(
+        raise ConfigError(
             f"{reader.path}: the maps explain the true label, which a retrained network could read off the mask; "
             "use extract_cams.target: predicted, or set retrain_cls.allow_label_target: true"
         )
