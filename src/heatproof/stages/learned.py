@@ -1,6 +1,5 @@
 """What the stages that train beside the classifier left to be told: how good is it, and what was learnt to explain and to fill."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ FILES = (
 
 def told(outdir: Path) -> Iterator[tuple[str, str]]:
     """Subject and sentence for each result that is there."""
-    for row in _rows(outdir / "evaluate_cls" / "results.csv"):
+    for row in artefacts.read_csv(outdir / "evaluate_cls" / "results.csv"):
         accuracy, low, high = (float(row[name]) for name in ("accuracy", "low", "high"))
         yield (
             f"Classifier, {row['split']} images",
-            f"right on {percent(accuracy, 2)} of {int(row['images']):,} {_of_percent(low, high)}",
+            f"right on {percent(accuracy, 2)} of {int(row['images']):,} {interval(100 * low, 100 * high, 2)}",
         )
     if scores := _scores(outdir / "train_diffmask" / "best_model.json"):
         yield "DiffMask", _of_diffmask(scores)
@@ -29,7 +28,7 @@ def told(outdir: Path) -> Iterator[tuple[str, str]]:
         last = (artefacts.read_json(outdir / "train_masker" / form / "masker.json") or {}).get("last")
         if last:
             yield f"Masker, {form.upper()}", _of_masker(last)
-    rows = [row for row in _rows(outdir / "train_infiller" / "results.csv") if row["score"] == "psnr"]
+    rows = [row for row in artefacts.read_csv(outdir / "train_infiller" / "results.csv") if row["score"] == "psnr"]
     for kind in dict.fromkeys(row["holes"] for row in rows):
         means = [f"{row['fill']} {number(float(row['mean']), 2)}" for row in rows if row["holes"] == kind]
         yield f"Fills of {kind}", f"PSNR in the holes of test images, in dB, higher is better: {', '.join(means)}"
@@ -55,15 +54,3 @@ def _scores(path: Path) -> dict[str, float]:
     """Of the test images, where there are any, else of the validation images."""
     kept: dict[str, Any] = artefacts.read_json(path) or {}
     return kept.get("test") or kept.get("validation") or {}
-
-
-def _of_percent(low: float, high: float) -> str:
-    return interval(100 * low, 100 * high, 2)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []

@@ -4,7 +4,6 @@ Nothing is computed again. A result that was made with other settings than the c
 so is one that disagrees with its companions about data or classifier. What is not there yet is counted as missing.
 """
 
-import csv
 import functools
 import logging
 from collections import Counter
@@ -383,7 +382,10 @@ class Results:
             found: the cells' accuracies.
         """
         path = self.settings.outdir / "retrain_cls" / "summary.csv"
-        if not (lines := [_retraining_line(row) for row in _read_csv(path)]) or self.settings.retrain_cls is None:
+        if (
+            not (lines := [_retraining_line(row) for row in artefacts.read_csv(path)])
+            or self.settings.retrain_cls is None
+        ):
             return [], ()
         names = {method.name for method in self.settings.retrain_cls.methods()}
         if not all(_agrees(line, found) for line in lines) or {line.method for line in lines} - names - {""}:
@@ -418,7 +420,7 @@ class Results:
         if section is None:
             return []
         names = {method.name for method in section.methods()}
-        rows = _read_csv(self.settings.outdir / "sanity_checks" / "results.csv")
+        rows = artefacts.read_csv(self.settings.outdir / "sanity_checks" / "results.csv")
         return [_sanity_step(row) for row in rows if row["method"] in names]
 
     # --- around
@@ -585,12 +587,12 @@ def _sha256(path: Path) -> str:
 
 
 def _history(path: Path) -> dict[str, NDArray[np.float64]]:
-    rows = _read_csv(path)
+    rows = artefacts.read_csv(path)
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]} if rows else {}
 
 
 def _cost(stage: str, path: Path) -> Cost | None:
-    rows = _read_csv(path)
+    rows = artefacts.read_csv(path)
     if not rows:
         return None
     return Cost(
@@ -607,20 +609,12 @@ def _seconds_by_method(path: Path, but: Iterable[str] = ()) -> dict[str, tuple[f
     """Seconds and number of maps of each method whose maps were made there."""
     known = set(but)
     found: dict[str, tuple[float, int]] = {}
-    for row in _read_csv(path):
+    for row in artefacts.read_csv(path):
         name, _, split = row["what"].partition("/")
         if split in SPLITS and name not in known:
             seconds, made = found.get(name, (0.0, 0))
             found[name] = (seconds + float(row["seconds"]), made + int(row["items"]))
     return found
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
 
 
 def _retraining_line(row: Mapping[str, str]) -> RetrainingLine:
