@@ -286,6 +286,7 @@ def test_killed_and_continued_gives_the_same_bytes(base, tmp_path):
 def test_results_follow_the_infill(base, caplog, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(base.parent / "out", out)
+    assert heatproof("lerf", "--config", base, f"outdir={out}") == 0
     change = "infill.infillers.0.kwargs.sigma=0.2"
     assert heatproof("infill", "--config", base, f"outdir={out}", change) == 0
     caplog.set_level("INFO")
