@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from heatproof import config, removal, runtime, seeding, store
 from heatproof.datasets import Split
-from heatproof.errors import MapError
+from heatproof.errors import MapError, MissingInputError
 from heatproof.methods.explainer import Explained, Explainer
 from heatproof.models import LoadedModel
 from heatproof.stages import twins
@@ -319,6 +319,26 @@ class IntactImages:
     target: NDArray[np.int64]
     prediction: NDArray[np.int64]
     logits: NDArray[np.float32]
+
+
+def maps_of(run: Run, method: str, split: Split) -> store.MapReader:
+    """A method's maps of a whole split, in its order.
+
+    Raises:
+        MissingInputError: they are not there.
+        MapError: they are not complete, or of other images.
+    """
+    path = run.config.outdir / "extract_cams" / method / f"{split.name}.h5"
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file of maps; run extract-attribution-maps first")
+    reader = store.MapReader(path)
+    reader.require_complete()
+    rows = len(split)
+    if reader.origin.get("data") != split.fingerprint:
+        raise MapError(f"{path}: maps of other data than the configuration's; run extract-attribution-maps")
+    if reader.rows != rows or not np.array_equal(reader.index, np.arange(rows)):
+        raise MapError(f"{path}: {reader.rows} rows that are not the split's {rows} images in order")
+    return reader
 
 
 def explainer(method: config.AttributionMethod) -> Explainer:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from heatproof import artefacts, config, plugins, removal, runtime, seeding, store
 from heatproof.datasets import Split
-from heatproof.errors import ConfigError, MapError, MissingInputError
+from heatproof.errors import ConfigError
 from heatproof.models import Normalization
-from heatproof.stages.extract import is_complete
+from heatproof.stages.extract import is_complete, maps_of
 from heatproof.stages.run import Run, build_fill, fill_target, means_for
 
 logger = logging.getLogger(__name__)
@@ -137,23 +137,6 @@ def _files(run: Run, section: config.Infill, split: Split) -> Iterator[_File]:
                         rows_per_block=min(store.rows_per_shard(maps.size), ROWS_PER_BLOCK),
                     )
                     yield _File(path, maps, fill, fraction, first, writer, writer.missing())
-
-
-def maps_of(run: Run, method: str, split: Split) -> store.MapReader:
-    """A method's maps of a whole split, in its order.
-
-    Raises:
-        MissingInputError: they are not there.
-        MapError: they are not complete, or of other images.
-    """
-    path = run.config.outdir / "extract_cams" / method / f"{split.name}.h5"
-    if not path.is_file():
-        raise MissingInputError(f"{path}: no such file of maps; run extract-attribution-maps first")
-    reader = store.MapReader(path)
-    reader.require_complete()
-    if reader.origin.get("data") != split.fingerprint or not np.array_equal(reader.index, np.arange(len(split))):
-        raise MapError(f"{path}: maps of other data than the configuration's; run extract-attribution-maps")
-    return reader
 
 
 def _check(run: Run, section: config.Infill) -> None:

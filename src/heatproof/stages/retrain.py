@@ -32,7 +32,7 @@ from torch import Tensor
 
 from heatproof import artefacts, cells, config, removal, runtime, store
 from heatproof.datasets import Split
-from heatproof.errors import ConfigError, MapError, MissingInputError
+from heatproof.errors import ConfigError, MapError
 from heatproof.methods.explainer import Explainer
 from heatproof.metrics import roar
 from heatproof.models import Normalization
@@ -373,25 +373,16 @@ def _maps(run: Run, section: config.RetrainCls) -> dict[str, tuple[dict[str, Pat
     for method in section.methods():
         paths, contents = {}, {}
         for name in extract.SPLITS:
-            path = run.config.outdir / "extract_cams" / method.name / f"{name}.h5"
-            if not path.is_file():
-                raise MissingInputError(f"{path}: no such file of maps; run extract-attribution-maps first")
-            reader = store.MapReader(path)
-            reader.require_complete()
-            split = run.dataset.split(name)
-            _check_maps(reader, split.fingerprint, len(split), allow_label=section.allow_label_target)
-            base_models[path] = reader.origin.get("model")
-            paths[name], contents[name] = path, reader.content_id()
+            reader = extract.maps_of(run, method.name, run.dataset.split(name))
+            _check_maps(reader, allow_label=section.allow_label_target)
+            base_models[reader.path] = reader.origin.get("model")
+            paths[name], contents[name] = reader.path, reader.content_id()
         found[method.name] = (paths, contents)
     _check_base_model(run, base_models)
     return found
 
 
-def _check_maps(reader: store.MapReader, data: str, rows: int, *, allow_label: bool) -> None:
-    if reader.origin.get("data") != data:
-        raise MapError(f"{reader.path}: maps of other data than the configuration's; run extract-attribution-maps")
-    if reader.rows != rows or not np.array_equal(reader.index, np.arange(rows)):
-        raise MapError(f"{reader.path}: {reader.rows} rows that are not the split's {rows} images in order")
+def _check_maps(reader: store.MapReader, *, allow_label: bool) -> None:
     if reader.invalid.all():
         raise MapError(f"{reader.path}: holds no valid map; take the method out of the configuration, or mend it")
     if reader.origin.get("target") == "label" and not allow_label:
