@@ -50,7 +50,7 @@ def _seconds(build: Callable[[], nn.Module], side: int, batch: int, turns: Turns
     images = torch.randn(batch, 3, side, side, device=turns.device)
     targets = torch.zeros(batch, dtype=torch.int64, device=turns.device)
     masking = masking_of(model)
-    explainer = explainer_for(masking, images[:1], hidden=64, mul_activation=5.0, add_activation=3.0)
+    explainer = explainer_for(masking, images[:1], hidden=64, mul_activation=5.0, add_activation=5.0)
     recipe = Recipe(
         epochs=1, batch_size=batch, eps=0.1, alpha=2.0, lr=1e-3, lr_placeholder=0.02, lr_alpha=0.01, warmup_steps=100
     )

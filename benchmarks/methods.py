@@ -93,7 +93,7 @@ def _methods(model: nn.Module, images: Tensor, folder: Path, *, cheap_only: bool
 def _diffmask(model: nn.Module, images: Tensor, path: Path) -> Explain:
     masking = masking_of(model)
     with frozen_eval(model):
-        explainer = explainer_for(masking, images[:1], hidden=64, mul_activation=5.0, add_activation=3.0)
+        explainer = explainer_for(masking, images[:1], hidden=64, mul_activation=5.0, add_activation=5.0)
     save_tensors(path, {name: value.cpu() for name, value in explainer.state_dict().items()})
     return DiffMask(model, checkpoint=str(path))
 

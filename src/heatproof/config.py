@@ -199,11 +199,14 @@ class TrainDiffmask(Section):
     warmup_steps: NonNegativeInt = Field(100, description="in which the first two rates grow from 0")
     optimizer: Literal["adam", "radam", "rmsprop"] = Field("adam", description="within Lookahead")
     mul_activation: float = Field(5.0, gt=0, description="factor of the gates' outputs")
-    add_activation: float = Field(3.0, description="first value of the logit that each gate adds")
+    add_activation: float = Field(5.0, description="first value of the logit that each gate adds")
     hidden: PositiveInt | None = Field(64, description="width of the gates' hidden layer; null: a quarter of a state's")
     no_placeholder: bool = Field(False, description="masked patches become zeros, not a learned vector")
+    every_layer: bool = Field(
+        False, description="train what the first gates alone would keep too (DiffMask's option layer); masks get larger"
+    )
     weighted_layer_distribution: bool = Field(
-        False, description="draw depths whose masks are small and faithful ten times less often"
+        False, description="every_layer, and depths whose masks are small and faithful are drawn ten times less often"
     )
     diffmask_checkpoint: Path | None = Field(None, description="start from the gates of this file")
     compat: bool = Field(False, description="the published form, faults included")

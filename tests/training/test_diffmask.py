@@ -108,6 +108,39 @@ def test_fourteen_steps_are_those_of_the_published_code():
         close(value.detach(), vectors[f"intended.final.explainer.{name}"], 1e-4)
 
 
+def test_what_is_kept_is_counted_and_the_penalty_is_its_share():
+    torch.manual_seed(0)
+    model = our_vit().requires_grad_(requires_grad=False)
+    explainer = Explainer("tokens", 4, 16, mul_activation=5.0, add_activation=1.0)
+    masking, images = masking_of(model), torch.randn(3, 3, 16, 24)
+    passed = masking.intact(images)
+    draws = Draws(torch.tensor([0, 3, 2]), torch.rand(3, 24, 4))
+    alphas = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    found = diffmask.objective(explainer, masking, images, passed, draws, alphas, recipe(eps=0.25))
+    kept = explainer.votes(passed.hidden).log_probability_open().exp().cumprod(dim=2)
+    expected = torch.stack([kept[image, :, depth].mean() for image, depth in enumerate(draws.depths)])
+    close(found.penalty, expected.detach(), 1e-6)
+    close(found.kept, found.penalty, 0)
+    lagrangian = torch.tensor([1.0, 4.0, 3.0]) * (found.divergence - 0.25) + found.penalty
+    close(found.loss.detach(), lagrangian.mean(), 1e-6)
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_rates_grow_at_first_and_fall_in_the_last_third(compat):
+    model = our_vit().requires_grad_(requires_grad=False)
+    explainer = Explainer("tokens", 4, 16, mul_activation=5.0, add_activation=3.0, compat=compat)
+    settings = recipe(lr=0.1, lr_placeholder=0.2, warmup_steps=2, compat=compat)
+    trainer = Trainer(explainer, masking_of(model), settings, steps=9)
+    rates = []
+    for _ in range(9):
+        trainer.step(torch.randn(2, 3, 16, 24), given_draws(3, torch.rand(2, 24, 4)))
+        gates, placeholder = (group["lr"] for group in trainer.weights.optimizer.param_groups)
+        assert placeholder == pytest.approx(2 * gates)
+        rates.append(gates)
+    end = [0.1, 0.1, 0.1] if compat else [0.1, 0.2 / 3, 0.1 / 3]
+    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.1, 0.1, 0.1, *end])
+
+
 @pytest.mark.parametrize("compat", [False, True])
 @pytest.mark.parametrize(("eps", "rises"), [(0.01, True), (50.0, False)])
 def test_alpha_rises_while_the_divergence_exceeds_the_tolerance_and_falls_below_it(compat, eps, rises):
@@ -222,9 +255,32 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0, 0, 0, 1]),
+        ({"recipe": {"every_layer": True}}, [1, 1, 1, 1]),
+        ({"compat": True}, [1, 1, 1, 1]),
+        ({"recipe": {"weighted_layer_distribution": True}}, [0.25, 0.25, 0.25, 0.25]),
+    ],
+)
+def test_all_gates_vote_unless_every_layer_is_asked_for(run, monkeypatch, options, expected):
+    asked = []
+
+    def noting(*arguments, **named):
+        asked.append(arguments[4].tolist())
+        return drawn(*arguments, **named)
+
+    drawn = diffmask.drawn
+    monkeypatch.setattr(diffmask, "drawn", noting)
+    run(epochs=1, **options)
+    assert asked == [expected] * 4
+
+
 @pytest.mark.parametrize("compat", [False, True])
-def test_killed_and_continued_is_the_same_as_uninterrupted(run, tmp_path, monkeypatch, compat):
-    options = {"epochs": 3, "recipe": {"weighted_layer_distribution": True}, "compat": compat}
+@pytest.mark.parametrize("changes", [{}, {"weighted_layer_distribution": True}])
+def test_killed_and_continued_is_the_same_as_uninterrupted(run, tmp_path, monkeypatch, compat, changes):
+    options = {"epochs": 3, "recipe": changes, "compat": compat}
     straight, explainer = run(**options)
     options |= {"checkpoint": tmp_path / "c.pt", "checkpoint_every_s": 0.0}
     step = Trainer.step
@@ -367,8 +423,8 @@ def test_the_tiles_that_are_kept_are_the_counted_ones_whatever_the_seed(counting
         return 2 * pixels - 1
 
     images = normalize(test.split.pixels(range(500)) / 255)
-    explainer = explainer_for(masking, images[:32], hidden=32, mul_activation=5.0, add_activation=3.0)
-    settings = recipe(epochs=2, batch_size=32, alpha=2.0, lr=1e-2, lr_placeholder=0.02, lr_alpha=0.01, warmup_steps=100)
+    explainer = explainer_for(masking, images[:32], hidden=32, mul_activation=5.0, add_activation=5.0)
+    settings = recipe(epochs=4, batch_size=32, alpha=2.0, lr=1e-2, lr_placeholder=0.02, lr_alpha=0.01, warmup_steps=100)
     fitted = diffmask.fit(
         explainer, masking, counting, normalize, train, validation, settings, seed=seed, purpose=("test",)
     )

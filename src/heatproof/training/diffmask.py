@@ -1,24 +1,29 @@
 """Training of Vision DiffMask: as few patches as possible, as long as the classifier's prediction stays what it was.
 
-For each image a depth m is drawn. With o the classifier's probabilities for the intact image, q those for the masked one
-(`models.diffmask`, gates 0 to m, sampled), the gates and the placeholder go down on, and the multiplier alpha_m goes up on,
+With o the classifier's probabilities for the intact image, q those for the masked one (`models.diffmask`, gates 0 to m, sampled;
+m is the last gate, or drawn for each image), the gates and the placeholder go down on, and the multiplier alpha_m goes up on,
 
-    alpha_m (KL(o || q) - eps) + penalty,    penalty = mean over patches of -ln P(replaced),    P(replaced) = 1 - P(kept)
+    alpha_m (KL(o || q) - eps) + penalty,    penalty = mean over patches of P(kept)
 
 so alpha_m rises while the divergence exceeds the tolerance. No labels are used.
 
 Where this differs from what was published, and why (`compat` brings back the published form, all of it):
 
-- The published penalty is the mean of ln P(kept). Its slope is 1 - P(kept): an open gate feels nothing, so that patches that
-  nobody needs stay open, and a closed one is pushed on for ever, past where a sample could open it again. -ln P(replaced) has
-  slope P(kept) where it is one gate's: it pulls where a patch is kept, and lets go where it is replaced.
+- The published penalty is the mean of ln P(kept). Its slope over a gate's logit is P(replaced): it lets go where a gate is open,
+  so that patches that nobody needs stay open, and pushes a closed one on for ever, past where a sample could open it again.
+  P(kept) itself counts the patches that are kept, as is meant (the expected L0 norm of the mask), and is linear: what a patch
+  costs does not depend on how far it is open, so that masks end at 0 and 1. With -ln P(replaced), which costs the more the
+  nearer a patch is to 1, masks stay soft wherever many patches help a little, as on real images.
 - alpha_m is a price, and its right size may lie orders of magnitude from its start: it grows or shrinks by a share of itself,
   `lr_alpha` at most, as the running mean of its depth's divergence lies above or below the tolerance. An optimizer that is
   led by single divergences, which are mostly small and sometimes huge, goes up at once and takes thousands of steps down.
 - Early divergences are the largest; Adam's memory of squared gradients is therefore a hundred steps, not a thousand.
 - The placeholder learns in units of the spread of state 0: one that is far too small for the classifier makes every patch
   seem needed.
-- Each image has a depth of its own, gates start open, and rows that are never masked are left out.
+- All gates vote in every step. Votes multiply, so that where the masks of the first gates alone are held to the tolerance too,
+  these spend it before the deeper ones, which see more, have their say: on real images masks keep half as much again.
+  `every_layer` draws depths nevertheless, for each image one in place of one for the batch.
+- Gates start open, rows that are never masked are left out, and rates fall in the last third, so that masks come to rest.
 
 One step is one pass over the intact images, one over the masked ones, and one backward pass. All that is drawn in step s comes
 from (seed, purpose, s), so that a checkpoint needs no generator states.
@@ -40,7 +45,6 @@ from torch.nn import functional
 from heatproof import runtime, seeding
 from heatproof.errors import DivergedError, InputError
 from heatproof.models.diffmask import Explainer, Masking, Pass
-from heatproof.models.hard_concrete import log_complement
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.loading import State
 from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
@@ -48,7 +52,7 @@ from heatproof.training.classifier import Normalize
 from heatproof.training.examples import Examples
 from heatproof.training.lookahead import Lookahead
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 LARGEST_ALPHA = 200.0
 SMALLEST_ALPHA = 0.01  # what changes by a share of itself could not leave zero
 
@@ -86,10 +90,12 @@ class Recipe:
         lr_alpha: the largest share by which a multiplier changes in a step.
         warmup_steps: in which the first two rates grow from 0; the multipliers' is constant.
         optimizer: "adam", "radam" or "rmsprop" (centred), within `Lookahead`.
-        weighted_layer_distribution: draw a depth ten times less often while its masks are small and faithful.
+        every_layer: draw a depth for each image, so that what the first gates alone would keep means something too; False: all
+            gates vote in every step.
+        weighted_layer_distribution: likewise, and a depth is drawn ten times less often while its masks are small and faithful.
         patience: epochs without a better state after which training stops; None: never.
-        compat: as published: the penalty is the mean of ln P(kept), the class token's included; a batch shares one depth; the
-            multipliers have `optimizer` too, with the rate `lr_alpha`; `lr_placeholder` is taken as it is.
+        compat: as published: the penalty is the mean of ln P(kept), the class token's included; a batch draws one depth; rates
+            stay; the multipliers have `optimizer` too, with the rate `lr_alpha`; `lr_placeholder` is taken as it is.
 
     Raises:
         InputError: a value is out of range.
@@ -104,6 +110,7 @@ class Recipe:
     lr_alpha: float
     warmup_steps: int
     optimizer: Optimizer = "adam"
+    every_layer: bool = False
     weighted_layer_distribution: bool = False
     patience: int | None = None
     compat: bool = False
@@ -121,7 +128,7 @@ class Epoch:
 
     Divergences are means in nats, `agreement` is the share of images whose predicted class stays, `kept` the mean share of
     patches. Training values are of sampled masks; of the validation images, `soft_*` is of the mask P(kept) and `hard_*` of
-    the patches with P(kept) > 1/2.
+    the patches with P(kept) > 1/2. `alpha` is the multiplier of the masks of all gates.
     """
 
     epoch: int
@@ -200,7 +207,7 @@ def objective(
     masked = masking.masked(images, passed, keep, explainer.placeholder)
     divergence = divergences(passed.logits, masked)
     log_kept = torch.where(takes_part, votes.log_probability_open(), 0.0).sum(dim=2)
-    penalty = (log_kept if recipe.compat else -log_complement(log_kept)).mean(dim=1)
+    penalty = (log_kept if recipe.compat else log_kept.exp()).mean(dim=1)
     loss = (alphas[draws.depths] * (divergence - recipe.eps) + penalty).mean()
     agrees = masked.argmax(dim=1) == passed.logits.argmax(dim=1)
     return Objective(loss, divergence.detach(), penalty.detach(), log_kept.detach().exp().mean(dim=1), agrees, masked)
@@ -259,10 +266,10 @@ def fit(
         DivergedError: the loss is no longer finite; the last checkpoint stays.
         ModelError: the checkpoint is damaged.
     """
-    run = _Run(Trainer(explainer, masking, recipe), normalize, seed, purpose, checkpoint, identity)
+    steps = recipe.epochs * _steps(train, recipe.batch_size)
+    run = _Run(Trainer(explainer, masking, recipe, steps), normalize, seed, purpose, checkpoint, identity)
     run.resume()
-    steps = _steps(train, recipe.batch_size)
-    with runtime.progress(recipe.epochs * steps, describe, "step", run.step) as bar, frozen_eval(model):
+    with runtime.progress(steps, describe, "step", run.step) as bar, frozen_eval(model):
         while len(run.history) < recipe.epochs and not run.is_enough():
             run.learn(train, checkpoint_every_s, bar.update)
             line = run.close_epoch(train, validation)
@@ -356,10 +363,12 @@ class Trainer:
         explainer: gates and placeholder.
         masking: of the classifier.
         recipe: how.
+        steps: of the whole training, in whose last third the rates fall to zero; None: they stay. compat: they stay.
     """
 
-    def __init__(self, explainer: Explainer, masking: Masking, recipe: Recipe):
+    def __init__(self, explainer: Explainer, masking: Masking, recipe: Recipe, steps: int | None = None):
         self.explainer, self.masking, self.recipe = explainer, masking, recipe
+        self.steps = None if recipe.compat else steps
         gates = len(explainer.gate.g_hat)
         device = explainer.placeholder.device
         self.alphas = [nn.Parameter(torch.tensor(float(recipe.alpha), device=device)) for _ in range(gates)]
@@ -384,6 +393,8 @@ class Trainer:
         self.weights.zero_grad()
         found.loss.backward()
         warmth = min(1.0, self.step_number / max(1, self.recipe.warmup_steps))
+        if self.steps is not None:
+            warmth *= min(1.0, 3 * (1 - self.step_number / self.steps))
         self.weights.set_rates([warmth * rate for rate in self.rates])
         self.weights.step()
         self.depths.update(draws.depths, found.agrees, found.kept, found.divergence)
@@ -485,8 +496,7 @@ class _Run:
             found = self.trainer.step(self.normalize(batch.pixels), self._draw)
             self._check(found)
             values = (found.loss, found.divergence.mean(), found.agrees.float().mean(), found.kept.mean())
-            alpha = torch.stack(list(self.trainer.alphas)).mean()
-            self.sums += torch.stack([value.detach() for value in (*values, alpha)]).double().cpu()
+            self.sums += torch.stack([value.detach() for value in (*values, self.trainer.alphas[-1])]).double().cpu()
             after_step()
             if time.monotonic() - saved_at >= save_every_s:
                 self.save()
@@ -496,7 +506,10 @@ class _Run:
         trainer, recipe = self.trainer, self.trainer.recipe
         B, T, _ = passed.hidden[0].shape
         gates = len(passed.hidden)
-        depths = trainer.depths.probabilities() if recipe.weighted_layer_distribution else torch.ones(gates)
+        if recipe.weighted_layer_distribution:
+            depths = trainer.depths.probabilities()
+        else:
+            depths = torch.ones(gates) if recipe.every_layer or recipe.compat else torch.eye(gates)[-1]
         return drawn(self.seed, self.purpose, self.step, (B, T, gates), depths, shared=recipe.compat)
 
     def _check(self, found: Objective) -> None:
