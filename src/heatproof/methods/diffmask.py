@@ -36,7 +36,8 @@ class DiffMask:
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits.
         checkpoint: file that train-diffmask made for this classifier.
-        layer: k, the last gate that votes: -1 for all, 0 for the one that sees patch embeddings alone.
+        layer: k, the last gate that votes: -1 for all, 0 for the one that sees patch embeddings alone. What fewer than all would
+            keep was learnt only where train-diffmask had `every_layer`.
         aggregated: False for the vote of gate k alone.
         value: "log_odds", ln P(kept) / P(replaced): above 0 where a patch is rather kept. "probability", as published, in [0, 1]:
             where gates are sure, patches come to be equal in float32, and their order is lost. "log_probability": <= 0; it

@@ -41,7 +41,8 @@ def psnr_in_holes(
 def picture_ssim(filled: NDArray[np.floating], pixels: NDArray[np.floating]) -> NDArray[np.float64]:
     """Structural similarity of pictures in [0, 1], mean over channels; higher is better.
 
-    Over the whole picture: what is kept of it is equal in both and counts as such. Windows of 5 pixels.
+    Over the whole picture: what is kept of it is equal in both and counts as such. Windows of 5 x 5 pixels, or of 3 x 3
+    in pictures of less.
 
     Args:
         filled: (N, C, H, W).
@@ -59,6 +60,7 @@ def picture_ssim(filled: NDArray[np.floating], pixels: NDArray[np.floating]) -> 
     """
     images, channels, height, width = checks.shapes("N C H W", filled=filled, pixels=pixels).values()
     flat = (images * channels, height, width)
-    found = ssim(filled.reshape(flat), pixels.reshape(flat), data_range=1.0)
+    window = 5 if min(height, width) >= 5 else 3
+    found = ssim(filled.reshape(flat), pixels.reshape(flat), data_range=1.0, window=window)
     means: NDArray[np.float64] = found.reshape(images, channels).mean(axis=1)
     return means
