@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -41,6 +42,20 @@ class TestArtefacts:
             "method.steps: 20 -> 50"
         ]
         assert artefacts.differences(old, dict(old)) == []
+
+    def test_a_file_that_an_option_names_counts_by_its_content_wherever_it_lies(self, tmp_path):
+        here, there = tmp_path / "weights.pth", tmp_path / "moved" / "weights.pth"
+        options = {"checkpoint": str(here), "steps": 3, "word": "mean", "of": {"kwargs": {"checkpoint": str(here)}}}
+        assert artefacts.with_content(options) == options
+        here.write_bytes(b"one")
+        first = artefacts.with_content(options)
+        digest = artefacts.sha256(here)
+        assert first == options | {"checkpoint": digest, "of": {"kwargs": {"checkpoint": digest}}}
+        there.parent.mkdir()
+        shutil.move(here, there)
+        assert artefacts.with_content({"checkpoint": str(there)}) == {"checkpoint": digest}
+        there.write_bytes(b"two")
+        assert artefacts.with_content({"checkpoint": str(there)}) != {"checkpoint": digest}
 
     def test_an_unreadable_json_file_counts_as_missing(self, tmp_path):
         (tmp_path / "x.json").write_text('{"a": ')

@@ -89,14 +89,14 @@ def sha256(path: Path) -> str:
 
 
 def with_content(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as an origin says them: a file counts by its content, wherever it lies."""
-    return {**options, **named_files(options)}
+    """Options as an origin says them: a file that is there counts by its SHA-256, wherever it lies."""
 
+    def of(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return with_content(value)
+        return sha256(Path(value)) if isinstance(value, str) and Path(value).is_file() else value
 
-def named_files(options: Mapping[str, Any]) -> dict[str, str]:
-    """Options that name a file which is there, with its SHA-256: what a result owes to a file counts by its content."""
-    named = {option: Path(value) for option, value in options.items() if isinstance(value, str)}
-    return {option: sha256(path) for option, path in named.items() if path.is_file()}
+    return {option: of(value) for option, value in options.items()}
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -1,11 +1,11 @@
-"""What a configured method is besides its maps: the files that it learnt from, and what it is given."""
+"""What a configured method is besides its maps: what it is given."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from heatproof import artefacts, plugins
+from heatproof import plugins
 from heatproof.errors import PluginError
 from heatproof.methods.explainer import Explainer
 
@@ -18,17 +18,6 @@ class Learned:
 
     def __call__(self, images, targets):
         return torch.full((len(images), *images.shape[2:]), float(self.given[1] == "abc"))
-
-
-def test_a_file_that_an_option_names_counts_by_its_content(tmp_path):
-    file = tmp_path / "weights.pth"
-    method = Explainer("m", f"{__name__}.Learned", {"checkpoint": str(file), "steps": 3, "word": "mean"})
-    assert method.files() == {}
-    file.write_bytes(b"one")
-    first = method.files()
-    assert first == {"checkpoint": artefacts.sha256(file)}
-    file.write_bytes(b"two")
-    assert method.files() != first
 
 
 def test_a_method_that_asks_for_it_is_told_which_classifier_it_explains():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heatproof import artefacts, plugins, seeding
+from heatproof import plugins, seeding
 from heatproof.errors import MapError
 from heatproof.methods.reduction import reduce_channels
 from heatproof.models import frozen_eval
@@ -63,10 +63,6 @@ class Explainer:
     def code_version(self) -> str:
         """Version of the code that makes the maps, for their origin."""
         return plugins.code_version(plugins.resolve(self.path))
-
-    def files(self) -> dict[str, str]:
-        """Options that name a file which is there, with its SHA-256: what a method learnt counts by its content."""
-        return artefacts.named_files(self.options)
 
     def bind(self, model: nn.Module, provided: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor], Explained]:
         """The method at work on a model, which is frozen in eval mode during each call and put back afterwards.

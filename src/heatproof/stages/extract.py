@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from heatproof import config, removal, runtime, seeding, store
+from heatproof import artefacts, config, removal, runtime, seeding, store
 from heatproof.datasets import Split
 from heatproof.errors import MapError, MissingInputError
 from heatproof.methods.explainer import Explained, Explainer
@@ -102,12 +102,11 @@ class Extraction:
             },
             "method": {
                 "path": method.path,
-                "kwargs": dict(method.options),
+                "kwargs": artefacts.with_content(method.options),
                 "channel_reduction": method.channel_reduction,
                 "on_invalid": method.on_invalid,
                 "code": _code(method),
-            }
-            | ({"files": files} if (files := method.files()) else {}),
+            },
             "target": self.target,
             "dtype": self.dtype,
             "ties": self.ties,

@@ -483,13 +483,11 @@ class Results:
             "seed": self.settings.seed,
             "method": {
                 "path": method.method,
-                "kwargs": method.kwargs,
+                "kwargs": artefacts.with_content(method.kwargs),
                 "channel_reduction": method.channel_reduction,
                 "on_invalid": method.on_invalid,
             },
         }
-        if files := artefacts.named_files(method.kwargs):
-            wanted["method"]["files"] = files
         return wanted | ({"data": self.fingerprints.get("test")} if self.fingerprints else {})
 
     def _cuts(self) -> list[float]:
