@@ -335,7 +335,7 @@ class TrainMasker(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: autocast of classifier and masker"
     )
-    pictures: NonNegativeInt = Field(8, description="validation images in the sheet of masks")
+    sample_images: NonNegativeInt = Field(8, description="validation images in the sheet of masks")
 
 
 # ---
@@ -463,7 +463,7 @@ class TrainInfiller(Section):
     width: PositiveInt = Field(12, description="channels at full size; the cost grows with its square")
     nb_epochs: PositiveInt = Field(10, description="passes over the training images")
     batch_size: PositiveInt = 32
-    learning_rate: float = Field(3.0e-3, gt=0, description="of Adam, at the start; it falls to 0 along half a cosine")
+    lr: float = Field(3.0e-3, gt=0, description="of Adam, at the start; it falls to 0 along half a cosine")
     test_samples: PositiveInt | None = Field(500, description="how many test images the comparison fills; null: all")
     fills: Annotated[list[str], AfterValidator(_distinct)] = Field(
         default=["mean", "kept_blur", "blur", "noisy_linear", "telea"],

@@ -33,7 +33,7 @@ train_masker:
     masker_lr: 0.01
     zoo_every: 2
     permuted_labels: true
-    pictures: 3
+    sample_images: 3
     augmentation: *AUGMENTATION
 localise: {test_samples: 40, controls: [random, oracle], mask: as_is}
 sanity_checks: {test_samples: 8, orders: [top_down], layer_depth: 1, random_logit: false, controls: [sobel]}

@@ -80,7 +80,7 @@ def _train(run: Run, section: config.TrainInfiller, place: Trained) -> None:
             network,
             run.examples(train),
             run.examples(validation),
-            infiller.InfillerRecipe(section.nb_epochs, section.batch_size, section.learning_rate),
+            infiller.InfillerRecipe(section.nb_epochs, section.batch_size, section.lr),
             seed=run.config.seed,
             checkpoint=place.checkpoint,
             identity=place.identity,
@@ -98,7 +98,7 @@ def _train(run: Run, section: config.TrainInfiller, place: Trained) -> None:
 def _origin(run: Run, section: config.TrainInfiller) -> dict[str, Any]:
     return {
         "data": {name: run.dataset.split(name).fingerprint for name in ("train", "validation")},
-        "training": section.model_dump(include={"width", "nb_epochs", "batch_size", "learning_rate"}),
+        "training": section.model_dump(include={"width", "nb_epochs", "batch_size", "lr"}),
         "seed": run.config.seed,
         "code": infiller.RESULTS_VERSION,
     }

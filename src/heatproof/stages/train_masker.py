@@ -124,7 +124,7 @@ def _train(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, pl
 
         def told(history: Sequence[masker.Line]) -> None:
             scalars.add(history)
-            if section.pictures:
+            if section.sample_images:
                 shown = _sheet(section, loaded, network, validation)
                 scalars.show("masks", shown, len(history))
 
@@ -143,7 +143,7 @@ def _train(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, pl
             describe=f"train-masker {job.name}",
         )
     saved = _kept(folder, form, fitted, loaded)
-    if section.pictures:
+    if section.sample_images:
         with artefacts.whole_file(folder / "masks.png") as temporary:
             _sheet(section, loaded, network, validation).save(temporary, format="PNG")
     last = fitted.history[-1]
@@ -171,7 +171,7 @@ def _kept(folder: Path, form: MaskerForm, fitted: masker.Fitted, loaded: LoadedM
 
 def _sheet(section: config.TrainMasker, loaded: LoadedModel, network: Masker, validation: Examples) -> Image.Image:
     """Masks of the first validation images."""
-    batch = validation.first(section.pictures)
+    batch = validation.first(section.sample_images)
     images, form = loaded.normalization(batch.pixels), network.form
     areas = batch.pixels.new_full((len(images),), sum(section.areas) / 2) if form.takes_area else None
     was_training = network.training
@@ -252,7 +252,7 @@ def _infiller(section: config.TrainMasker, loaded: LoadedModel) -> masker.Infill
 def _origin(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, loaded: LoadedModel) -> dict[str, Any]:
     if section.mask_in.criterion == section.mask_out.criterion == "none":
         raise ConfigError("train_masker: mask_in.criterion and mask_out.criterion are both none; one term is needed")
-    left_out = {"model", "form", "permuted_labels", "pictures"}
+    left_out = {"model", "form", "permuted_labels", "sample_images"}
     if job.form == "fix":
         left_out |= {"classifier_lr", "momentum", "historic", "historic_probability", "zoo_every", "zoo_size"}
     code: dict[str, Any] = {"training": masker.RESULTS_VERSION, "network": masker_models.RESULTS_VERSION}

@@ -32,12 +32,12 @@ class InfillerRecipe:
     Args:
         epochs: passes over the training images.
         batch_size: images in a step.
-        learning_rate: of Adam, at the start.
+        lr: of Adam, at the start.
     """
 
     epochs: int
     batch_size: int
-    learning_rate: float
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class _Run:
 
     def __init__(self, network: GatedUNet, recipe: InfillerRecipe, seed: int):
         self.network, self.recipe, self.seed = network, recipe, seed
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
         self.history: list[InfillerEpoch] = []
         self.best: State | None = None
         self.best_epoch, self.best_error = 0, math.inf
@@ -142,7 +142,7 @@ class _Run:
             total += error.item() * len(batch.indices)
             after_step()
         if not math.isfinite(total):
-            raise DivergedError(f"training diverged in epoch {number + 1}; try a smaller train_infiller.learning_rate")
+            raise DivergedError(f"training diverged in epoch {number + 1}; try a smaller train_infiller.lr")
         rate = self._rate(number * steps, self.recipe.epochs * steps)
         line = InfillerEpoch(number + 1, rate, total / len(train), self._validate(validation))
         self.history.append(line)
@@ -151,7 +151,7 @@ class _Run:
         return line
 
     def _rate(self, step: int, steps: int) -> float:
-        return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        return self.recipe.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
 
     def _holes(self, batch: Batch, *purpose: str | int) -> Tensor:
         return holes(batch.pixels, batch.indices.cpu().numpy(), self.seed, PURPOSE, *purpose)
