@@ -185,4 +185,15 @@ def test_the_report_tells_of_maps_whose_explainer_was_trained_again(done, tmp_pa
     assert heatproof("extract-attribution-maps", "--config", path) == 0
     assert heatproof("train-diffmask", "--config", path) == 0
     assert heatproof("report", "--config", path) == 0
-    assert "method.files.checkpoint" in (path.parent / "out" / "report" / "index.html").read_text()
+    assert "method.kwargs.checkpoint" in (path.parent / "out" / "report" / "index.html").read_text()
+
+
+def test_maps_of_a_run_that_was_moved_are_not_computed_again(done, tmp_path):
+    shutil.copytree(done.parent, tmp_path / "moved")
+    path = tmp_path / "moved" / "small.yml"
+    path.write_text(path.read_text().replace(str(done.parent), str(path.parent)))
+    files = sorted((path.parent / "out" / "extract_cams").glob("*/*.h5"))
+    before = [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files]
+    assert heatproof("extract-attribution-maps", "--config", path) == 0
+    assert [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files] == before
+    assert len(files) > 1
