@@ -56,6 +56,7 @@ def test_it_leaves_weights_scores_history_and_pictures(done):
     folder = done.parent / "out" / "train_diffmask"
     kept = json.loads((folder / "best_model.json").read_text())
     state = torch.load(folder / "best_model.pth", weights_only=True)
+    assert not state["every_layer"]
     assert bytes(state["classifier"].tolist()).hex() == kept["classifier_sha256"] == kept["origin"]["weights"]
     lines = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
     assert [line["epoch"] for line in lines] == ["1", "2"]
@@ -197,3 +198,11 @@ def test_maps_of_a_run_that_was_moved_are_not_computed_again(done, tmp_path):
     assert heatproof("extract-attribution-maps", "--config", path) == 0
     assert [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files] == before
     assert len(files) > 1
+
+
+def test_masks_of_the_first_gates_alone_are_learnt_where_that_is_asked_for(done, tmp_path):
+    trained = done.parent / "out" / "train_cls" / "best_model.pth"
+    common = ("--config", done, f"outdir={tmp_path}", f"train_diffmask.model.pretrained_weights={trained}")
+    for option in ("every_layer", "weighted_layer_distribution", "compat"):
+        assert heatproof("train-diffmask", *common, "train_diffmask.nb_epochs=1", f"train_diffmask.{option}=true") == 0
+        assert torch.load(tmp_path / "train_diffmask" / "best_model.pth", weights_only=True)["every_layer"], option

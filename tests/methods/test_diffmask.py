@@ -21,10 +21,12 @@ TARGETS = torch.tensor([0, 1, 2, 3, 4])
 def saved(tmp_path):
     """Saves an explainer of a model with strong weights; returns its file."""
 
-    def save(model, images=IMAGES, *, add=0.5, sha256="ab" * 32):
+    def save(model, images=IMAGES, *, add=0.5, sha256="ab" * 32, every_layer=False):
         torch.manual_seed(3)
         masking = masking_of(model, patch=4)
-        explainer = explainer_for(masking, images, hidden=6, mul_activation=40.0, add_activation=add)
+        explainer = explainer_for(
+            masking, images, hidden=6, mul_activation=40.0, add_activation=add, every_layer=every_layer
+        )
         explainer.put_classifier(sha256)
         save_tensors(tmp_path / "explainer.pth", explainer.state_dict())
         return str(tmp_path / "explainer.pth")
@@ -130,6 +132,8 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     ("options", "error", "message"),
     [
         ({"layer": 4}, ModelError, "layer 4 of DiffMask; it has gates 0 to 3, and -1 for all"),
+        ({"layer": 2}, ModelError, "layer 2 of DiffMask; only masks of all gates were learnt: take layer -1, or run"),
+        ({"layer": -2}, ModelError, "layer -2 of DiffMask; only masks of all gates were learnt"),
         ({"value": "log_prob"}, InputError, "value 'log_prob' is unknown; did you mean 'log_probability'?"),
         ({"interpolation": "cubic"}, InputError, "interpolation 'cubic' is unknown"),
     ],
@@ -137,3 +141,12 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 def test_a_wrong_option_is_one_clear_line(saved, options, error, message):
     with pytest.raises(error, match=re.escape(message)):
         DiffMask(our_vit(), saved(our_vit()), **options)
+
+
+def test_masks_of_the_first_gates_alone_are_those_of_an_explainer_that_learnt_them(saved):
+    model = our_vit()
+    path = saved(model, every_layer=True)
+    first, last, all_votes = (DiffMask(model, path, layer, value="log_probability") for layer in (0, 3, -1))
+    close(last(IMAGES, TARGETS), all_votes(IMAGES, TARGETS), 0)
+    assert (first(IMAGES, TARGETS) > all_votes(IMAGES, TARGETS)).all()
+    assert DiffMask(model, saved(model), 3).layer == 3

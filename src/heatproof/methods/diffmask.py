@@ -36,8 +36,8 @@ class DiffMask:
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits.
         checkpoint: file that train-diffmask made for this classifier.
-        layer: k, the last gate that votes: -1 for all, 0 for the one that sees patch embeddings alone. What fewer than all would
-            keep was learnt only where train-diffmask had `every_layer`.
+        layer: k, the last gate that votes: -1 for all, 0 for the one that sees patch embeddings alone. Fewer than all need an
+            explainer that was trained with `every_layer`.
         aggregated: False for the vote of gate k alone.
         value: "log_odds", ln P(kept) / P(replaced): above 0 where a patch is rather kept. "probability", as published, in [0, 1]:
             where gates are sure, patches come to be equal in float32, and their order is lost. "log_probability": <= 0; it
@@ -47,7 +47,7 @@ class DiffMask:
 
     Raises:
         MissingInputError: there is no checkpoint yet.
-        ModelError: the checkpoint is no DiffMask's, or belongs to another classifier.
+        ModelError: the checkpoint is no DiffMask's, belongs to another classifier, or has not learnt masks of this layer.
 
     Reference:
         Nalmpantis et al.: "Vision DiffMask: Faithful interpretation of vision transformers with differentiable patch
@@ -109,4 +109,9 @@ class DiffMask:
             )
         if not -gates <= self.layer < gates:
             raise ModelError(f"{path}: layer {self.layer} of DiffMask; it has gates 0 to {gates - 1}, and -1 for all")
+        if self.layer % gates != gates - 1 and not explainer.every_layer:
+            raise ModelError(
+                f"{path}: layer {self.layer} of DiffMask; only masks of all gates were learnt: take layer -1, or run "
+                "train-diffmask with train_diffmask.every_layer=true"
+            )
         return explainer

@@ -294,6 +294,7 @@ class Explainer(nn.Module):
         colours: length of the placeholder where pixels are masked.
         patch: side of a patch where pixels are masked.
         no_placeholder: zeros instead of a learned placeholder.
+        every_layer: the masks of the first gates alone are learnt too; says so in the state dict, no more.
         compat: as published: the output goes through a tanh, so that logits stay within `mul_activation` of what is added, and
             keeps torch's initial spread, so that gates start anywhere. By default there is no tanh, and the output starts
             near zero: gates start open.
@@ -301,6 +302,7 @@ class Explainer(nn.Module):
 
     mul_activation: Tensor
     compat: Tensor
+    every_layer: Tensor
     form: Tensor
     patch: Tensor
     spread: Tensor
@@ -318,6 +320,7 @@ class Explainer(nn.Module):
         colours: int | None = None,
         patch: int = 0,
         no_placeholder: bool = False,
+        every_layer: bool = False,
         compat: bool = False,
     ):
         super().__init__()
@@ -333,6 +336,7 @@ class Explainer(nn.Module):
         # Settings travel with the weights: a file of tensors is all that is needed to read them.
         self.register_buffer("mul_activation", torch.tensor(float(mul_activation)))
         self.register_buffer("compat", torch.tensor(compat))
+        self.register_buffer("every_layer", torch.tensor(every_layer))
         self.register_buffer("form", torch.tensor(FORMS.index(form)))
         self.register_buffer("patch", torch.tensor(patch))
         self.register_buffer("spread", torch.tensor(1.0))
@@ -386,6 +390,7 @@ def explainer_for(
     mul_activation: float,
     add_activation: float,
     no_placeholder: bool = False,
+    every_layer: bool = False,
     compat: bool = False,
 ) -> Explainer:
     """An explainer that fits a classifier's states, with weights drawn from torch's global generator: the caller seeds it.
@@ -398,6 +403,7 @@ def explainer_for(
         mul_activation: see there.
         add_activation: see there.
         no_placeholder: see there.
+        every_layer: see there.
         compat: see there.
     """
     passed = masking.intact(images)
@@ -411,6 +417,7 @@ def explainer_for(
         colours=images.shape[1],
         patch=images.shape[2] // passed.grid[0] if masking.form == "pixels" else 0,
         no_placeholder=no_placeholder,
+        every_layer=every_layer,
         compat=compat,
     )
     if masking.form == "tokens":  # images are normalised, so that colours have their unit already
@@ -439,8 +446,8 @@ def explainer_from(state: State, *, where: str) -> Explainer:
     if first is None or first.ndim != 2 or "gate.placeholder" not in weights:
         raise ModelError(f"{where}: holds no weights of DiffMask; name the file that train-diffmask made")
     published = {
-        "mul_activation": torch.tensor(15.0), "compat": torch.tensor(data=True), "form": torch.tensor(0),
-        "patch": torch.tensor(0), "spread": torch.tensor(1.0), "classifier": torch.zeros(32, dtype=torch.uint8),
+        "mul_activation": torch.tensor(15.0), "compat": torch.tensor(data=True), "every_layer": torch.tensor(data=True),
+        "form": torch.tensor(0), "patch": torch.tensor(0), "spread": torch.tensor(1.0), "classifier": torch.zeros(32, dtype=torch.uint8),
     }  # fmt: skip
     weights = published | weights
     form = weights["form"]

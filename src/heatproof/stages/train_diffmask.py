@@ -133,6 +133,7 @@ def _fresh(run: Run, section: config.TrainDiffmask, loaded: LoadedModel, masking
             mul_activation=section.mul_activation,
             add_activation=section.add_activation,
             no_placeholder=section.no_placeholder,
+            every_layer=recipe_of(section).draws_depths,
             compat=section.compat,
         )
     start = section.diffmask_checkpoint

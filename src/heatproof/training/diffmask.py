@@ -121,6 +121,11 @@ class Recipe:
         if not 0 <= self.alpha <= LARGEST_ALPHA:
             raise InputError(f"alpha {self.alpha!r} must lie between 0 and {LARGEST_ALPHA:g}")
 
+    @property
+    def draws_depths(self) -> bool:
+        """Whether the masks of the first gates alone are learnt too."""
+        return self.every_layer or self.weighted_layer_distribution or self.compat
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -509,7 +514,7 @@ class _Run:
         if recipe.weighted_layer_distribution:
             depths = trainer.depths.probabilities()
         else:
-            depths = torch.ones(gates) if recipe.every_layer or recipe.compat else torch.eye(gates)[-1]
+            depths = torch.ones(gates) if recipe.draws_depths else torch.eye(gates)[-1]
         return drawn(self.seed, self.purpose, self.step, (B, T, gates), depths, shared=recipe.compat)
 
     def _check(self, found: Objective) -> None:
