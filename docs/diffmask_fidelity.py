@@ -19,7 +19,7 @@ from torch.nn import functional
 from heatproof import config, store
 from heatproof.metrics import statistics
 from heatproof.models import frozen_eval
-from heatproof.models.diffmask import Explainer, Masking, Pass, explainer_from, masking_of
+from heatproof.models.diffmask import FORMS, Explainer, Masking, Pass, explainer_from, masking_of
 from heatproof.models.loading import read_weights
 from heatproof.stages.evaluate import stored_maps
 from heatproof.stages.run import Run
@@ -36,7 +36,7 @@ def main(path: Path, *overrides: str) -> None:
     explainer = explainer_from(read_weights(weights), where=str(weights))
     stored = stored_maps(run, section)
     loaded = stored.plan.loaded
-    masking = masking_of(loaded.module)
+    masking = masking_of(loaded.module, FORMS[int(explainer.form)], patch=int(explainer.patch) or None)
     images = loaded.normalization(stored.split.pixels(stored.rows).float() / 255)
     with frozen_eval(loaded.module), torch.no_grad():
         passed = masking.intact(images)
