@@ -33,11 +33,11 @@ def main(path: Path, *overrides: str) -> None:
     run = Run(config.read(path, overrides))
     section = config.section(run.config, "pixel_perturbation_analysis", config.PixelPerturbationAnalysis)
     weights = run.config.outdir / "train_diffmask" / "best_model.pth"
-    explainer = explainer_from(read_weights(weights), where=str(weights))
+    explainer = explainer_from(read_weights(weights), where=str(weights)).to(run.device)
     stored = stored_maps(run, section)
     loaded = stored.plan.loaded
     masking = masking_of(loaded.module, FORMS[int(explainer.form)], patch=int(explainer.patch) or None)
-    images = loaded.normalization(stored.split.pixels(stored.rows).float() / 255)
+    images = loaded.normalization(stored.split.pixels(stored.rows).to(run.device).float() / 255)
     with frozen_eval(loaded.module), torch.no_grad():
         passed = masking.intact(images)
         print("| method |" + "".join(f" {share:.0%} kept |" for share in SHARES))  # noqa: T201
@@ -57,9 +57,9 @@ def _divergences(
     explainer: Explainer, masking: Masking, images: Tensor, passed: Pass, order: Tensor, share: float
 ) -> NDArray[np.float64]:
     """Of each image (N,), with the first `share` of its patches in this order kept."""
-    kept = torch.zeros(order.shape).scatter(1, order[:, : round(share * order.shape[1])], 1.0)
+    kept = torch.zeros(order.shape).scatter(1, order[:, : round(share * order.shape[1])], 1.0).to(images.device)
     masked = masking.masked(images, passed, kept, explainer.placeholder)
-    return divergences(passed.logits, masked).double().numpy()
+    return divergences(passed.logits, masked).double().cpu().numpy()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Draws the stored maps of every method of LeRF/MoRF on the same pictures, one of each class: docs/images/<name of the configuration>.png.
+"""Draws the stored maps of every method of LeRF/MoRF on the same pictures, one of each of six classes.
 
 python docs/sheet.py configs/vit_planted.yml   (after task demo with the same configuration)
+
+Writes docs/images/<name of the configuration>.png.
 """
 
 import sys

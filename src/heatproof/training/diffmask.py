@@ -21,7 +21,7 @@ Where this differs from what was published, and why (`compat` brings back the pu
 - The placeholder learns in units of the spread of state 0: one that is far too small for the classifier makes every patch
   seem needed.
 - All gates vote in every step. Votes multiply, so that where the masks of the first gates alone are held to the tolerance too,
-  these spend it before the deeper ones, which see more, have their say: on real images masks keep half as much again.
+  these spend it before the deeper ones, which see more, have their say: on real images masks keep a third as much again.
   `every_layer` draws depths nevertheless, for each image one in place of one for the batch.
 - Gates start open, rows that are never masked are left out, and rates fall in the last third, so that masks come to rest.
 
