@@ -24,17 +24,22 @@ case ${DATA_READ_ONLY:-true} in
 esac
 tty=
 if [ -t 0 ] && [ -t 1 ]; then tty=-it; fi
+# The variables that choose kernels and threads go in, because the last digits of results depend on both.
+kernels=
+for name in $(env | sed -nE 's/^((OPENBLAS|OMP|MKL|GOMP)_[A-Za-z0-9_]*|ATEN_CPU_CAPABILITY|ONEDNN_MAX_CPU_ISA)=.*/\1/p' | sort -u); do
+  kernels="$kernels --env $name"
+done
 revision=${REVISION:-$(git -C "$root" describe --always --dirty 2>/dev/null || echo unknown)}
 
 # docker run, not docker compose run: without a terminal the latter leaves the container running on a signal.
 # exec: torch compiles into /tmp and loads what it compiled; the tests start scripts there.
 # --pull never: a name that is not here is an error, not a download of somebody's image of that name.
-# shellcheck disable=SC2086  # an empty $tty or $gpus is no argument, not an empty one
+# shellcheck disable=SC2086  # an empty $tty, $gpus or $kernels is no argument, not an empty one
 set -- docker run --rm --init --pull never $tty $gpus \
   --user "${HOST_UID:-$(id -u)}:${HOST_GID:-$(id -g)}" \
   --network "${NETWORK:-none}" --shm-size "${SHM_SIZE:-2gb}" \
   --read-only --tmpfs /tmp:mode=1777,exec --cap-drop ALL --security-opt no-new-privileges:true \
-  --env "HEATPROOF_REVISION=$revision" --env OMP_NUM_THREADS \
+  --env "HEATPROOF_REVISION=$revision" $kernels \
   --mount "type=bind,source=$root,target=/workspace,readonly" \
   --mount "type=bind,source=$data,target=/workspace/data$ro" \
   --mount "type=bind,source=$runs,target=/workspace/runs" \

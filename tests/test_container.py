@@ -27,6 +27,7 @@ SMALL = (
     "pixel_perturbation_analysis.test_samples=16",
     "pixel_perturbation_analysis.controls=[random, oracle]",
 )
+KERNELS = ("OPENBLAS_", "OMP_", "MKL_", "GOMP_", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 EPOCHS = 60  # of a few images each: the stage lasts long enough to be interrupted, and not much longer
 CALLERS_VARIABLES = ("DATA_DIR", "RUNS_DIR", "DEVICE", "NETWORK", "DATA_READ_ONLY", "HOST_UID", "HOST_GID", "DRY_RUN")
 
@@ -70,12 +71,12 @@ def settings(container):
         "options": host["SecurityOpt"],
         "tmpfs": host["Tmpfs"],
         "mounts": sorted((m["Source"], m["Destination"], m["RW"]) for m in raw["Mounts"]),
-        "env": {e for e in raw["Config"]["Env"] if e.startswith(("HEATPROOF", "OMP"))},
+        "env": {e for e in raw["Config"]["Env"] if e.startswith(("HEATPROOF", *KERNELS))},
     }
 
 
 def test_compose_and_run_script_agree():
-    env = {"HOST_UID": "1234", "HOST_GID": "1234", "REVISION": "r1", "DEVICE": "cpu"}
+    env = {"HOST_UID": "1234", "HOST_GID": "1234", "REVISION": "r1", "DEVICE": "cpu", "OPENBLAS_CORETYPE": "Nehalem"}
     argv = shlex.split(run("docker/run.sh", "true", env=env | {"DRY_RUN": "1"}, check=True).stdout)
     script = run("docker", "create", *argv[argv.index("--rm") + 1 :], check=True).stdout.strip()
     compose = ("docker", "compose", "-f", "docker/compose.yaml", "-p", "heatproof-test")

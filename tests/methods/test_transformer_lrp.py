@@ -36,6 +36,7 @@ FAMILIES = {
 }
 families = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
 TARGETS = torch.tensor([0, 3])
+PUBLISHED_ROUNDING = 2.1e-4  # of the largest value: the 2e-4 of tests/golden/README.md, to one digit more
 
 
 def some_images():
@@ -45,6 +46,20 @@ def some_images():
 def assert_near(found, expected, tolerance):
     """Tolerance in units of the largest value."""
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+def assert_published(of_model, make, vectors, expected):
+    """Of a method in double precision, and then in single: `of_model` gives it for a model that `make` builds.
+
+    The published maps are single precision, so rounding takes them away from the exact ones, which are the same on every
+    processor: by no more than the README of the vectors says, so that no other mistake passes as rounding. Our own single
+    precision scatters with the order in which a processor sums: relevance is divided by sums that may be near 0. Up to three
+    times the published distance was seen, with AVX2; five times it is the tolerance.
+    """
+    exact = of_classes(vectors | {"x": vectors["x"].double()}, of_model(make().double()))
+    assert_near(exact, expected.to(exact), PUBLISHED_ROUNDING)
+    rounding = float((expected - exact).abs().max() / expected.abs().max())
+    assert_near(of_classes(vectors, of_model(make())).to(exact), exact, max(1e-5, 5 * rounding))
 
 
 def of_classes(vectors, method):
@@ -65,15 +80,15 @@ def of_classes(vectors, method):
 )
 def test_published_transformer_attribution(make, form, name):
     vectors = golden("chefer_lrp")
-    found = of_classes(vectors, TransformerAttribution(make(), form, compat=True).patch_maps)
-    assert_near(found, vectors[name], 1e-5)
+    assert_published(
+        lambda model: TransformerAttribution(model, form, compat=True).patch_maps, make, vectors, vectors[name]
+    )
 
 
 @families
 def test_published_relevance_of_the_pixels(make):
     vectors = golden("chefer_lrp")
-    found = of_classes(vectors, TransformerLrp(make(), compat=True))
-    assert_near(found, vectors["lrp_full"].flatten(2), 1e-5)
+    assert_published(lambda model: TransformerLrp(model, compat=True), make, vectors, vectors["lrp_full"].flatten(2))
 
 
 @families

@@ -306,6 +306,7 @@ def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float
 def _matrix(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Spearman's correlation of every two rows (M, D)."""
     ranks = _centred_ranks(rows)
+    # Ranks minus their mean are whole or half numbers: these sums are exact, in whatever order they are taken.
     products = np.einsum("id,jd->ij", ranks, ranks)
     return _normalised(products, np.outer(products.diagonal(), products.diagonal()))
 

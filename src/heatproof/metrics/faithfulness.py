@@ -68,7 +68,8 @@ def sum_in_subsets(maps: NDArray[np.floating], subsets: NDArray[np.bool_]) -> ND
     values = _flat(maps).astype(np.float64)
     members = subsets.reshape(*subsets.shape[:2], values.shape[1])
     # Image by image: as one product, all subsets of a batch would stand in memory as float64.
-    sums = [chosen.astype(np.float64) @ value for chosen, value in zip(members, values, strict=True)]
+    # Not a matrix product, whose last digit depends on the processor's BLAS.
+    sums = [np.where(chosen, value, 0.0).sum(axis=1) for chosen, value in zip(members, values, strict=True)]
     return np.stack(sums) if sums else np.empty(subsets.shape[:2])
 
 

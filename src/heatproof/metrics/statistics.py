@@ -248,12 +248,12 @@ def resampled(
     {1.0}
     """
     added = np.nan_to_num(np.asarray(sums, dtype=np.float64), nan=0.0)
-    flat = added.reshape(len(added), -1)
-    parts = []
+    terms = _exact_terms(added.reshape(len(added), -1).T)
+    drawn = []
     for index in _seeded_index(seed, len(added), resamples):
-        totals = _counts(index) @ flat
-        parts.append(statistic(totals.reshape(len(index), *added.shape[1:])))
-    return np.concatenate(parts)
+        totals = np.ascontiguousarray(_totals(terms, _counts(index)).T)
+        drawn.append(statistic(totals.reshape(len(index), *added.shape[1:])))
+    return np.concatenate(drawn)
 
 
 # --- two methods on the same units
@@ -579,20 +579,43 @@ def _counts(index: NDArray[Any]) -> NDArray[np.float64]:
     return np.bincount(flat, minlength=resamples * units).reshape(resamples, units).astype(np.float64)
 
 
+def _exact_terms(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows (M, N) as sums of two terms (2, M, N) that a matrix product with counts adds up without rounding.
+
+    How a BLAS orders and fuses additions depends on the processor and on its number of threads. Sums of multiples of one
+    power of two that stay below 2^53 of it have nothing to round, so that every order gives the same bits. The first term
+    is the nearest such multiple, the second one the nearest of what is left: together more digits than a float64 has.
+    """
+    terms, rest = [], rows
+    for _ in range(2):
+        _, exponent = np.frexp(rows.shape[1] * np.abs(rest).max(axis=1, initial=0.0, keepdims=True))
+        unit = np.ldexp(1.0, np.maximum(exponent, -900) - 52)
+        terms.append(np.rint(rest / unit) * unit)
+        rest = rest - terms[-1]
+    return np.stack(terms)
+
+
+def _totals(terms: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums (M, B) of the rows of `_exact_terms` over resamples, given as counts (B, N); rounded once."""
+    first, second = (terms.reshape(-1, terms.shape[2]) @ counts.T).reshape(2, -1, len(counts))
+    totals: NDArray[np.float64] = first + second
+    return totals
+
+
 def _intervals(rows: NDArray[np.float64], parts: Iterable[NDArray[Any]], level: float) -> Interval:
     """Percentile intervals of the means of rows (M, N) over resamples, which come as index matrices (b, N).
 
-    A resample is a vector of counts, so that all rows are one matrix product. One in which a row has no defined value
+    A resample is a vector of counts, so that all rows are one matrix product. A resample in which a row has no defined value
     is left out for that row.
     """
     defined = ~np.isnan(rows)
-    filled = np.where(defined, rows, 0.0)
+    terms = _exact_terms(np.where(defined, rows, 0.0))
     means = []
     for index in parts:
         counts = _counts(index)
         present = np.float64(index.shape[1]) if defined.all() else defined @ counts.T
         with np.errstate(invalid="ignore"):
-            means.append(filled @ counts.T / present)
+            means.append(_totals(terms, counts) / present)
     low, high = (np.full(len(rows), np.nan) for _ in range(2))
     for row, drawn in enumerate(np.concatenate(means, axis=1)):
         if defined[row].any():

@@ -42,7 +42,7 @@ def overlay(
     table = np.frombuffer(palette(DIVERGING if signed else SEQUENTIAL), dtype=np.uint8).reshape(256, 3)
     colours = table[np.round(255 * scaled(values, signed=signed)).astype(np.uint8)]
     # A grey picture below, so that its own colours are not taken for the map's.
-    grey = pixels.astype(np.float64) @ (0.299, 0.587, 0.114)
+    grey = (pixels.astype(np.float64) * (0.299, 0.587, 0.114)).sum(axis=-1)
     mixed: NDArray[np.uint8] = np.round(_OPACITY * colours + (1 - _OPACITY) * grey[:, :, None]).astype(np.uint8)
     return mixed
 

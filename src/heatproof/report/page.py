@@ -18,7 +18,7 @@ from heatproof.report.scores import Scored
 from heatproof.report.sections import PERTURBATION, Section
 from heatproof.report.wording import percent
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 """Raised when the page says something else about the same results."""
 
 SOURCES = ("page.html.j2", "page.css", "page.js")

@@ -23,7 +23,7 @@ from heatproof.removal import regions
 from heatproof.stages.evaluate import Images, Subject, evaluate
 from heatproof.stages.run import Run, fill_origin
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 ROUNDING = 1e-6  # a fall of the score by less is no fall: float32 outputs
 KEPT_STEPS = 0.8  # sensitivity_n: behind them little is left of an image to tell maps apart
 ENDS: tuple[removal.First, ...] = ("most", "least")

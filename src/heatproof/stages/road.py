@@ -24,7 +24,7 @@ from heatproof.stages.evaluate import Images, Subject, evaluate
 from heatproof.stages.infilled import Removal
 from heatproof.stages.run import Run, fill_origin
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 RESAMPLES = 1000  # of the consistency, whose ranks are drawn up anew in each
 CONSISTENCY = ("score", "methods", "removed_fraction", "n_methods", "n", "spearman", "low", "high")
