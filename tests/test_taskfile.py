@@ -37,7 +37,8 @@ STAGES = {
     "sanity-checks": "configs/roar_cifar10_resnet8.yml",
     "report": "configs/roar_cifar10_resnet8.yml",
 }
-OTHERS = {"explain", "prepare-data", "diffmask-experiments", "test", "lint", "bench", "build-docker", "bash-docker"}
+OTHERS = {"explain", "prepare-data", "diffmask-experiments", "build-docker", "bash-docker"}
+OTHERS |= {"test", "test-portable", "lint", "bench"}
 CALLERS_VARIABLES = ("CONFIG", "WHERE", "UV_PROJECT_ENVIRONMENT")
 
 if TASK is None:
@@ -119,7 +120,7 @@ def test_explain_gets_pictures_and_options_word_by_word():
     ]
 
 
-@pytest.mark.parametrize("name", ["train-cls", "explain", "test", "lint", "bench"])
+@pytest.mark.parametrize("name", ["train-cls", "explain", "test", "test-portable", "lint", "bench"])
 def test_an_unknown_place_is_refused_before_anything_runs(name):
     refused = task(name, "WHERE=dockr")
     assert refused.returncode == 2
