@@ -13,6 +13,9 @@ from tests.end_to_end.conftest import heatproof
 
 ROOT = Path(__file__).parents[2]
 
+# The first test trains and explains: minutes where kernels without AVX share the processor with other programs.
+pytestmark = pytest.mark.timeout(900)
+
 METHODS = """[
     {name: gradcam, method: heatproof.methods.cam.GradCam, kwargs: {layer: layer3.0.relu}},
     {name: intgrad, method: heatproof.methods.gradient.IntegratedGradients, kwargs: {steps: 20}, channel_reduction: abs_sum}]"""
