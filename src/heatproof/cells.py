@@ -20,6 +20,7 @@ import torch
 
 from heatproof import artefacts, runtime
 from heatproof.errors import CellsFailedError, HeatproofError
+from heatproof.threads import cpus, fix, workers_for
 
 logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
@@ -33,10 +34,10 @@ class Cell(Generic[Job]):
     job: Job
 
 
-def default_workers(device: torch.device) -> int:
-    """One process for each CPU core that this process may use; one for each GPU otherwise."""
+def default_workers(device: torch.device, threads: int) -> int:
+    """As many processes of so many threads as this process may use CPUs for; one for each GPU otherwise."""
     if device.type == "cpu":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        return workers_for(threads, cpus())
     return max(1, torch.cuda.device_count())
 
 
@@ -65,13 +66,16 @@ def map_cells(
     """
     if not cells:
         return
+    workers = min(workers, len(cells))
+    if device.type == "cpu" and workers * threads > cpus():
+        logger.info("%s: %d processes of %d threads share %d CPU(s)", description, workers, threads, cpus())
     context = multiprocessing.get_context("spawn")
     failed: list[Path] = []
     numbers = context.SimpleQueue()
-    for number in range(min(workers, len(cells))):
+    for number in range(workers):
         numbers.put(number)
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(cells)), mp_context=context, initializer=_start_worker, initargs=(threads, device, numbers)
+        workers, mp_context=context, initializer=_start_worker, initargs=(threads, device, numbers)
     )
     with runtime.progress(len(cells), description, unit="cell") as bar, pool:
         futures = {pool.submit(function, cell.job): cell for cell in cells}
@@ -100,7 +104,7 @@ def map_cells(
 def _start_worker(threads: int, device: torch.device, numbers: "multiprocessing.queues.SimpleQueue[int]") -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     number = numbers.get()
-    torch.set_num_threads(threads)
+    fix(threads)
     runtime.keep_freed_memory()
     if str(device) == "cuda":  # one of several: the processes share them out
         torch.cuda.set_device(number % torch.cuda.device_count())

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from heatproof import config
+from heatproof import config, threads
 from heatproof.errors import CellsFailedError, HeatproofError, InputError, MapError, MissingInputError, nearest
 from heatproof.stages.registry import STAGES
 
@@ -43,6 +43,7 @@ MENDABLE = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
+    threads.settle_environment()
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - a user's own modules are found from where the command is started
     parser = _parser()
     # argparse gives up on positional arguments that stand on both sides of options; overrides may stand anywhere.
@@ -193,6 +194,7 @@ def _run_stages(asked: argparse.Namespace, stages: Sequence[str], *, needs_all: 
     for name in stages:
         if not needs_all and getattr(settings, STAGES[name].section) is None:
             continue
+        threads.begin()
         try:
             STAGES[name].load().run(run)
         except (MissingInputError, MapError) as error:  # not there yet, or of another classifier or other data

@@ -414,7 +414,9 @@ class RetrainCls(Training, Methods):
     allow_label_target: bool = Field(
         False, description="accept maps of the true class, which write the label into the mask"
     )
-    workers: PositiveInt | Literal["auto"] = Field("auto", description="processes; auto: one for each core or GPU")
+    workers: PositiveInt | Literal["auto"] = Field(
+        "auto", description="processes; auto: as many as the CPUs are enough for, or one for each GPU"
+    )
     threads: PositiveInt = Field(1, description="CPU threads of each process; part of what makes runs repeatable")
 
 

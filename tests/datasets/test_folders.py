@@ -7,6 +7,7 @@ from PIL import Image
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms import CenterCrop, Compose, Resize
 
+from heatproof import threads
 from heatproof.datasets import open_dataset
 from heatproof.datasets.folders import imagenet_wnids
 from heatproof.datasets.pictures import Framing
@@ -85,7 +86,7 @@ def test_decoding_in_threads_keeps_the_order(tmp_path, monkeypatch):
     split = opened(tree(tmp_path, *(f"test/a/{i}.png" for i in range(9)))).split("test")
     one_by_one = torch.cat([split.pixels([i]) for i in range(9)])
     for workers in (1, 4):
-        monkeypatch.setattr(torch, "get_num_threads", lambda workers=workers: workers)
+        monkeypatch.setattr(threads, "limit", lambda workers=workers: workers)
         torch.testing.assert_close(split.pixels(range(9)), one_by_one, rtol=0, atol=0)
     assert split.pixels([]).shape == (0, 3, 6, 8)
 

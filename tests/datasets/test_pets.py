@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from heatproof import threads
 from heatproof.datasets import open_dataset
 from heatproof.datasets.dataset import tight_boxes
 from heatproof.errors import DataError, InputError, PluginError
@@ -97,7 +97,7 @@ def test_a_batch_equals_its_pictures_one_by_one_and_may_be_empty(tmp_path, monke
     split = opened(tmp_path).split("test")
     rows = [3, 0, 2, 2]
     for workers in (1, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda workers=workers: workers)
+        monkeypatch.setattr(threads, "limit", lambda workers=workers: workers)
         for read in (split.regions, split.ignored, split.boxes):
             np.testing.assert_array_equal(
                 read(rows), np.concatenate([read([row]) for row in rows]).reshape(4, *read([0])[0].shape)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from heatproof import threads
 from heatproof.datasets.dataset import Boxes
 from heatproof.errors import DataError, InputError
 
@@ -201,9 +202,8 @@ def read_colours(path: Path, what: str) -> NDArray[np.uint8]:
 
 
 def each(read_one: Callable[[int], T], rows: Sequence[int]) -> list[T]:
-    """What is read for each row, in their order; several at a time where the process was given several torch threads."""
-    # Decoding releases Python's lock; a process that was given one torch thread decodes with one.
-    workers = min(torch.get_num_threads(), len(rows))
+    """What is read for each row, in their order; several at a time where this process may use several threads."""
+    workers = min(threads.limit(), len(rows))  # decoding releases Python's lock
     if workers <= 1:
         return [read_one(row) for row in rows]
     with ThreadPoolExecutor(workers) as pool:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from heatproof import artefacts, plugins, runtime, seeding
+from heatproof import artefacts, plugins, runtime, seeding, threads
 from heatproof.datasets import pictures
 from heatproof.errors import ConfigError, DataError, InputError, ModelError, PluginError, nearest
 from heatproof.methods import catalogue
@@ -107,6 +107,7 @@ def run(request: Request) -> Iterator[str]:
     files = _files(request.sources)
     device = runtime.resolve_device(request.device)
     runtime.make_deterministic(device)
+    threads.begin()
     subject = _subject(request, device)
     question = None if request.target is None else _question(request.target, subject.class_names)
     bound: dict[str, Callable[[Tensor, Tensor, Tensor], Explained]] = {}
@@ -117,6 +118,7 @@ def run(request: Request) -> Iterator[str]:
         indices = torch.zeros(len(batch), dtype=torch.int64)
         pixels = torch.stack([subject.pixels(pictures.read_rgb(path, "picture")) for path in batch]).to(device)
         images = subject.loaded.normalization(pixels)
+        threads.raise_for(subject.loaded.module, (images.shape[2], images.shape[3]))
         with torch.inference_mode():
             logits = subject.loaded.module(images)
         if not isinstance(logits, Tensor) or logits.ndim != 2:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from heatproof import artefacts, config, plugins, removal, runtime, seeding, store
+from heatproof import artefacts, config, plugins, removal, runtime, seeding, store, threads
 from heatproof.datasets import Split
 from heatproof.errors import ConfigError
 from heatproof.models import Normalization
@@ -148,7 +148,9 @@ def _check(run: Run, section: config.Infill) -> None:
                 f"infill.percentiles: {percentile:g} percent of {run.dataset.size[0]} x {run.dataset.size[1]} pixels is none"
             )
     for entry in section.infillers:
-        _built(run, entry, "test")
+        fill = _built(run, entry, "test")
+        if isinstance(network := getattr(fill, "network", None), nn.Module):
+            threads.raise_for(network, run.dataset.size)
 
 
 def _built(run: Run, entry: config.Infiller, split: str) -> removal.Fill:

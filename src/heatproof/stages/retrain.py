@@ -93,7 +93,7 @@ def run(run: Run) -> None:
         compute,
         [cells.Cell(chain[-1].path, chain) for chain in chains],
         device=run.device,
-        workers=cells.default_workers(run.device) if section.workers == "auto" else section.workers,
+        workers=cells.default_workers(run.device, section.threads) if section.workers == "auto" else section.workers,
         threads=section.threads,
         description="retrain",
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from heatproof import artefacts, plugins, removal, runtime, seeding
+from heatproof import artefacts, plugins, removal, runtime, seeding, threads
 from heatproof.config import Augmentation as AugmentationSection
 from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, Training
 from heatproof.datasets import Dataset, open_dataset, training_statistics
@@ -126,7 +126,7 @@ class Run:
 
     def _load(self, model: Model) -> LoadedModel:
         section = model.normalization
-        return load(
+        loaded = load(
             model.arch,
             num_classes=len(self.dataset.class_names),
             channels=self.dataset.channels,
@@ -136,6 +136,8 @@ class Run:
             normalization=None if section is None else Normalization(tuple(section.mean), tuple(section.std)),
             default_normalization=lambda: self.statistics,
         )
+        threads.raise_for(loaded.module, self.dataset.size)
+        return loaded
 
     def recipe(self, section: Training) -> Recipe:
         """How a section says to train, checked."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from heatproof import artefacts, config, removal, runtime, seeding
+from heatproof import artefacts, config, removal, runtime, seeding, threads
 from heatproof.datasets import Split
 from heatproof.metrics import statistics
 from heatproof.metrics.reconstruction import picture_ssim, psnr_in_holes
@@ -54,6 +54,9 @@ def run(run: Run) -> None:
     folder = run.config.outdir / "train_infiller"
     for name in [] if run.dry_run else section.fills:
         _fill(run, name)  # what is wrong with one shows before the training, not after it
+    torch.manual_seed(seeding.derive(run.config.seed, infiller.PURPOSE, "weights"))
+    network = GatedUNet(run.dataset.channels, section.width).to(run.device)
+    threads.raise_for(network, run.dataset.size)  # here, so that the comparison has as many threads when it runs alone
     place = Trained(folder / "best_model.pth", _origin(run, section))
     kept = place.kept()
     if kept is not None:
@@ -61,13 +64,11 @@ def run(run: Run) -> None:
     elif run.dry_run:
         return
     else:
-        _train(run, section, place)
+        _train(run, section, place, network)
     _compare(run, section, folder)
 
 
-def _train(run: Run, section: config.TrainInfiller, place: Trained) -> None:
-    torch.manual_seed(seeding.derive(run.config.seed, infiller.PURPOSE, "weights"))
-    network = GatedUNet(run.dataset.channels, section.width).to(run.device)
+def _train(run: Run, section: config.TrainInfiller, place: Trained, network: GatedUNet) -> None:
     train, validation = (run.dataset.split(name) for name in ("train", "validation"))
     started = time.monotonic()
     with Scalars(place.weights.parent) as scalars:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from heatproof import seeding
+from heatproof import seeding, threads
 from heatproof.removal import rank_tensor
 
 Indices = NDArray[np.int64]
@@ -175,6 +175,7 @@ class Examples:
             batch_size=None,
             num_workers=self.workers,
             multiprocessing_context="spawn" if self.workers else None,
+            worker_init_fn=_start_worker if self.workers else None,
             pin_memory=self.device.type == "cuda",
         )
         for indices, raw, chunk_ranks in loader:
@@ -183,6 +184,10 @@ class Examples:
                 raw.to(self.device, non_blocking=True),
                 None if ranks is None else chunk_ranks.to(self.device, non_blocking=True),
             )
+
+
+def _start_worker(_: int) -> None:
+    threads.fix(1)
 
 
 class _Chunks(Dataset[tuple[Tensor, Tensor, Tensor]]):
