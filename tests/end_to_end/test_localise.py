@@ -345,6 +345,8 @@ def test_an_image_whose_object_is_not_in_it_is_undefined():
     for name in ("max_box_acc", "max_box_acc_v2", "pointing_class_mean"):
         pooled = scores[name]
         assert pooled.statistic(pooled.sums.sum(axis=0)[None]) == [1], name
+        assert pooled.used.tolist() == [False, True], name
+    assert scores["pxap"].used.tolist() == [True, True]  # the background of an image without an object counts
 
 
 def test_masks_are_taken_as_they_are_only_where_they_are_masks():

@@ -113,6 +113,20 @@ def test_a_pooled_score_is_that_of_all_images_with_interval_and_rank(material):
     assert part.entry("useless").versus["random"].outcome == "undecided"
 
 
+def test_a_pooled_score_counts_the_images_that_it_uses_and_compares_those_of_both_methods():
+    def pooled(hits):
+        hits = np.array(hits, dtype=np.float64)
+        sums = np.stack([np.nan_to_num(hits), np.isfinite(hits)], 1)
+        return [Pooled("share", sums, lambda t: t[:, 0] / np.maximum(t[:, 1], 1))]
+
+    values = {"good": pooled([1, 1, 0, np.nan, 0]), "random": pooled([np.nan, 1, 0, 1, np.nan])}
+    test = report.TestResult("probing", "probing", "asks", [Score("share", "higher", "share")], values, np.arange(5))
+    entry = column(synthetic.material(tests=[test]), "share").entry("good")
+    assert (entry.n, entry.undefined, entry.mean) == (4, 1, 0.5)
+    versus = entry.versus["random"]
+    assert (versus.n, versus.gain) == (2, 0)
+
+
 def test_p_values_of_a_pooled_score_are_adjusted_over_the_methods():
     def pooled(rate):
         return [Pooled("share", np.stack([np.full(40, rate), np.ones(40)], 1), lambda t: t[:, 0] / t[:, 1])]

@@ -1,5 +1,6 @@
 """What a score is: its name, its direction, and its values for the images of one method."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -53,7 +54,7 @@ class Pooled:
 
     Args:
         name: of a `Score`.
-        sums: (N, ...) what each image adds.
+        sums: (N, ...) what each image adds, its own count among it; zeros or NaN for an image that is not used.
         statistic: sums (B, ...) over the images of B resamples -> (B,) scores.
         setting: which of several.
     """
@@ -62,6 +63,27 @@ class Pooled:
     sums: NDArray[np.float64]
     statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
     setting: str = ""
+
+    @property
+    def used(self) -> NDArray[np.bool_]:
+        """(N,) the images that the score rests on: those that add something.
+
+        >>> Pooled("hits", np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]), lambda sums: sums[:, 0] / sums[:, 1]).used
+        array([ True, False,  True])
+        """
+        added: NDArray[np.bool_] = (np.nan_to_num(self.sums).reshape(len(self.sums), -1) != 0).any(axis=1)
+        return added
+
+    @property
+    def value(self) -> float:
+        """The score of all images."""
+        total: NDArray[np.float64] = np.nansum(self.sums, axis=0, dtype=np.float64)
+        return float(self.statistic(total[None])[0])
+
+    def among(self, images: NDArray[np.bool_]) -> "Pooled":
+        """The same score of some of the images (N,); the others stay in their places and add nothing."""
+        chosen = images.reshape(-1, *(1 for _ in self.sums.shape[1:]))
+        return dataclasses.replace(self, sums=np.where(chosen, self.sums, 0.0))
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class Versus:
     Args:
         gain: mean difference, turned so that positive is better.
         low, high: its interval.
-        n: pairs.
+        n: pairs of units that both have.
         p: of the paired t test (runs) or Wilcoxon's (images), Holm-adjusted over the methods under test; NaN where
             there is none.
         effect: rank-biserial correlation of the pairs, in [-1, 1].
@@ -339,40 +339,43 @@ def mean_scores(
 def pooled_scores(score: Score, parts: Mapping[str, Pooled], methods: Sequence[Method], settings: Settings) -> Scored:
     """A score of all images together; intervals, tests and ranks come from resampled images, the same for all methods."""
     listed = [method for method in methods if method.name in parts]
-    drawn = {
-        method.name: statistics.resampled(
-            parts[method.name].sums, parts[method.name].statistic, settings.seed, settings.resamples
-        )
-        for method in listed
-    }
-    means = {name: pooled_value(parts[name]) for name in drawn}
+
+    def resampled(part: Pooled) -> NDArray[np.float64]:
+        return statistics.resampled(part.sums, part.statistic, settings.seed, settings.resamples)
+
+    used = {method.name: parts[method.name].used for method in listed}
+    drawn = {name: resampled(parts[name]) for name in used}
+    means = {name: parts[name].value for name in drawn}
     sign = 1.0 if score.higher_is_better else -1.0
-    gains = {pair: sign * (drawn[pair[0]] - drawn[pair[1]]) for pair in _pairs(listed)}
+    gain, gains, number = {}, {}, {}
+    for pair in _pairs(listed):
+        # Two methods are compared on the images that both use.
+        both = used[pair[0]] & used[pair[1]]
+        same = [bool((used[name] == both).all()) for name in pair]
+        sides = [parts[name] if whole else parts[name].among(both) for name, whole in zip(pair, same, strict=True)]
+        first, second = (
+            drawn[name] if whole else resampled(side) for name, whole, side in zip(pair, same, sides, strict=True)
+        )
+        gain[pair], gains[pair] = sign * (sides[0].value - sides[1].value), sign * (first - second)
+        number[pair] = int(both.sum())
     tests = _holm({pair: _resampled_test(values) for pair, values in gains.items()}, listed)
     ranked = [method.name for method in listed if not method.control] if score.is_ranked else []
     ranks = _ranks({name: means[name] for name in ranked}, score.higher_is_better)
     spans = _spans(np.stack([drawn[name] for name in ranks]), list(ranks), score, settings) if ranks else {}
     entries = []
     for method in listed:
-        name, sums = method.name, parts[method.name].sums
-        n = int(np.isfinite(sums.reshape(len(sums), -1)).any(axis=1).sum())
+        name = method.name
+        n, images = int(used[name].sum()), len(used[name])
         versus = {}
         for pair, values in gains.items():
             if pair[0] == name:
-                gain = sign * (means[name] - means[pair[1]])
                 low, high = _percentiles(values, settings.confidence)
                 outcome = _outcome(score, low, high, tests[pair], settings.confidence)
-                versus[pair[1]] = Versus(gain, low, high, n, tests[pair], math.nan, outcome)
+                versus[pair[1]] = Versus(gain[pair], low, high, number[pair], tests[pair], math.nan, outcome)
         ends = _percentiles(drawn[name], settings.confidence)
         span = spans.get(name, (None, None))
-        entries.append(Entry(method, n, len(sums) - n, means[name], *ends, ranks.get(name), versus, *span))
+        entries.append(Entry(method, n, images - n, means[name], *ends, ranks.get(name), versus, *span))
     return Scored(score, tuple(entries))
-
-
-def pooled_value(part: Pooled) -> float:
-    """The score of all images."""
-    total: NDArray[np.float64] = np.nansum(part.sums, axis=0, dtype=np.float64)
-    return float(part.statistic(total[None])[0])
 
 
 def curve_points(curves: Mapping[str, Curve], chosen: NDArray[np.int64], settings: Settings) -> dict[str, list[Point]]:

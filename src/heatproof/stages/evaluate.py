@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ FORMAT = "heatproof/scores"
 KNOWN = ("index", "label", "target", "prediction")  # columns that every test keeps
 LINE = (
     "method", "control", "score", "setting", "better", "n", "n_undefined", "mean", "sd", "low", "high", "useless",
-    "difference_to_random", "difference_low", "difference_high", "cohens_d",
+    "difference_n", "difference_to_random", "difference_low", "difference_high", "cohens_d",
 )  # fmt: skip
 
 
@@ -380,8 +381,8 @@ def _scores(test: MapTest, path: Path) -> Iterator[Scored | Pooled]:
     return (part for part in test.read(reader.read) if not isinstance(part, Curve))
 
 
-Difference = tuple[float | str, float | str, float | str, float | str]
-NO_DIFFERENCE: Difference = ("", "", "", "")
+Difference = tuple[float | str, float | str, float | str, float | str, float | str]
+NO_DIFFERENCE: Difference = ("", "", "", "", "")
 
 
 def _summaries(
@@ -401,23 +402,37 @@ def _summaries(
         elif isinstance(other, Scored):
             difference = next(summaries)
             effect = statistics.cohens_d(score.values - other.values)
-            yield score, own[id(score)], (difference.mean, difference.low, difference.high, effect)
+            yield score, own[id(score)], (difference.n, difference.mean, difference.low, difference.high, effect)
         else:
             yield score, own[id(score)], NO_DIFFERENCE
 
 
 def pooled(score: Pooled, other: Pooled | None, seed: int) -> tuple[statistics.Summary, Difference]:
-    """A pooled score with its bootstrap interval, and its difference to another on the same resamples."""
-    drawn = statistics.resampled(score.sums, score.statistic, seed)
-    summary = statistics.Summary(
-        len(score.sums), 0, _value(score), float(drawn.std(ddof=1)), *statistics.Interval.of_resamples(drawn, 0.95)
-    )
+    """A pooled score with its bootstrap interval, and its difference to another on the same resamples.
+
+    The difference is that of both scores on the images that both use. Resamples in which a score is undefined are left out.
+    """
+    used = score.used
+    drawn = _resampled(score, seed)
+    n = int(used.sum())
+    summary = statistics.Summary(n, len(used) - n, score.value, *_spread(drawn))
     if other is None:
         return summary, NO_DIFFERENCE
-    low, high = statistics.Interval.of_resamples(drawn - statistics.resampled(other.sums, other.statistic, seed), 0.95)
-    return summary, (_value(score) - _value(other), float(low), float(high), "")
+    both = used & other.used
+    mine, theirs = score.among(both), other.among(both)
+    gaps = (drawn if both.sum() == n else _resampled(mine, seed)) - _resampled(theirs, seed)
+    _, low, high = _spread(gaps)
+    return summary, (int(both.sum()), mine.value - theirs.value, low, high, "")
 
 
-def _value(score: Pooled) -> float:
-    total: NDArray[np.float64] = np.nansum(score.sums, axis=0, dtype=np.float64)
-    return float(score.statistic(total[None])[0])
+def _resampled(score: Pooled, seed: int) -> NDArray[np.float64]:
+    return statistics.resampled(score.sums, score.statistic, seed)
+
+
+def _spread(drawn: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Standard deviation and interval of resampled scores; NaN where none is defined."""
+    defined = drawn[np.isfinite(drawn)]
+    if len(defined) < 2:
+        return math.nan, math.nan, math.nan
+    low, high = statistics.Interval.of_resamples(defined, 0.95)
+    return float(defined.std(ddof=1)), float(low), float(high)
