@@ -1,6 +1,7 @@
 """DiffMask as a method: golden maps, what its values mean, and checkpoints that do not fit."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +51,57 @@ def test_maps_are_those_of_the_published_code(tmp_path, layer, aggregated):
     )
     maps = method(vectors["images"], torch.zeros(4, dtype=torch.int64))
     close(maps, vectors[f"mask.{layer}.{'agg' if aggregated else 'noagg'}"], 2e-5)
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A checkpoint of the published code: its weights alone, or with more; and the network that it explains."""
+    vectors = golden("tiny_vit_explainer")
+    weights = {k.removeprefix("explainer."): v for k, v in vectors.items() if k.startswith("explainer.")}
+    weights.pop("mul_activation", None)
+
+    def save(**more):
+        save_tensors(tmp_path / "published.pth", weights | more)
+        return str(tmp_path / "published.pth")
+
+    return tiny_vit(vectors), vectors["images"], save
+
+
+def test_a_published_checkpoint_without_its_factor_is_read_with_the_default_and_a_warning(published, caplog):
+    model, images, save = published
+    targets = torch.zeros(len(images), dtype=torch.int64)
+    assumed = DiffMask(model, save()).patch_maps(images, targets)
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert (
+        "published.pth: does not hold mul_activation, the scale of its logits; the published default, 15"
+        in record.message
+    )
+    caplog.clear()
+    torch.testing.assert_close(DiffMask(model, save(), mul_activation=15.0).patch_maps(images, targets), assumed)
+    given = DiffMask(model, save(), mul_activation=10.0).patch_maps(images, targets)
+    stored = DiffMask(model, save(mul_activation=torch.tensor(10.0))).patch_maps(images, targets)
+    torch.testing.assert_close(given, stored)
+    assert (given - assumed).abs().max() > 1
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_another_factor_than_the_checkpoints_is_refused(published, saved):
+    model, _, save = published
+    with pytest.raises(ModelError, match=r"was trained with mul_activation 10, not 15; leave it out"):
+        DiffMask(model, save(mul_activation=torch.tensor(10.0)), mul_activation=15.0)
+    with pytest.raises(ModelError, match=r"was trained with mul_activation 40, not 15"):
+        DiffMask(our_vit(), saved(our_vit()), mul_activation=15.0)
+    with pytest.raises(InputError, match=r"DiffMask: mul_activation: -1 must be above 0"):
+        DiffMask(model, save(), mul_activation=-1)
+
+
+def test_a_checkpoint_that_lacks_only_some_settings_is_refused(published, saved):
+    state = torch.load(saved(our_vit()), weights_only=True)
+    del state["compat"]  # read as published, every logit would go through a tanh
+    path = Path(saved(our_vit()))
+    save_tensors(path, state)
+    with pytest.raises(ModelError, match=r"lacks compat, but has other settings of train-diffmask"):
+        DiffMask(our_vit(), str(path))
 
 
 def test_a_map_is_deterministic_and_each_images_own_and_knows_no_target(saved):

@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from heatproof.errors import MissingInputError, ModelError
+from heatproof.errors import InputError, MissingInputError, ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.cam import INTERPOLATIONS, to_image_size
-from heatproof.models.diffmask import FORMS, Explainer, Masking, explainer_from, masking_of
+from heatproof.models.diffmask import FORMS, Explainer, Masking, masking_of, read_explainer
 from heatproof.models.hard_concrete import log_complement
 from heatproof.models.hooks import frozen_eval
-from heatproof.models.loading import read_weights
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in models.diffmask or models.hard_concrete
 
@@ -43,6 +42,8 @@ class DiffMask:
             where gates are sure, patches come to be equal in float32, and their order is lost. "log_probability": <= 0; it
             orders patches as the others do. The first and the last keep the order wherever gates tell patches apart.
         interpolation: "bilinear" or "nearest", from patches to pixels.
+        mul_activation: factor of the gates' logits, for a checkpoint of the published code, which does not hold it. None: as the
+            checkpoint says, else 15, the published default, with a warning.
         classifier_sha256: of the weights of `model`; the checkpoint must belong to them. None: it is not checked.
 
     Raises:
@@ -60,6 +61,7 @@ class DiffMask:
     aggregated: bool = True
     value: str = "log_odds"
     interpolation: str = "bilinear"
+    mul_activation: float | None = None
     classifier_sha256: str | None = None
     _explainer: Explainer = field(init=False, repr=False)
     _masking: Masking = field(init=False, repr=False)
@@ -100,7 +102,9 @@ class DiffMask:
         path = Path(self.checkpoint)
         if not path.is_file():
             raise MissingInputError(f"{path}: no such file; train-diffmask makes it, or mend the option checkpoint")
-        explainer = explainer_from(read_weights(path), where=str(path))
+        if self.mul_activation is not None and not self.mul_activation > 0:
+            raise InputError(f"DiffMask: mul_activation: {self.mul_activation} must be above 0")
+        explainer = read_explainer(path, self.mul_activation)
         trained_for, gates = explainer.classifier_sha256, len(explainer.gate.g_hat)
         if None not in (self.classifier_sha256, trained_for) and trained_for != self.classifier_sha256:
             raise ModelError(

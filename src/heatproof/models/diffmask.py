@@ -17,8 +17,11 @@ Reference:
     Interpretation with differentiable masking", EMNLP 2020, arXiv:2004.14992.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -29,8 +32,10 @@ from heatproof.errors import InputError, ModelError
 from heatproof.models.attention import Architecture, architecture_of
 from heatproof.models.hard_concrete import HardConcrete
 from heatproof.models.hooks import module_named
-from heatproof.models.loading import State, put_weights
+from heatproof.models.loading import State, put_weights, read_plain, read_weights
 from heatproof.models.targets import Retargeted
+
+logger = logging.getLogger(__name__)
 
 Form = Literal["tokens", "pixels"]
 FORMS: tuple[Form, ...] = ("tokens", "pixels")
@@ -429,26 +434,61 @@ OPEN_START = 0.02
 """The outputs' weights start with this share of torch's initial spread."""
 
 
-def explainer_from(state: State, *, where: str) -> Explainer:
+PUBLISHED_FACTOR = 15.0
+"""`mul_activation` of the published command line."""
+
+
+def read_explainer(path: Path, mul_activation: float | None = None) -> Explainer:
+    """An explainer from the file that train-diffmask made, or from a checkpoint of the published code; see `explainer_from`.
+
+    Raises:
+        ModelError: it is no explainer's file, or says another `mul_activation`.
+    """
+    content = read_plain(path)
+    options = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    stored = options.get("mul_activation") if isinstance(options, Mapping) else None
+    state = read_weights(path)
+    if isinstance(stored, int | float):
+        state = {"mul_activation": torch.tensor(float(stored)), **state}
+    return explainer_from(state, where=str(path), mul_activation=mul_activation)
+
+
+def explainer_from(state: State, *, where: str, mul_activation: float | None = None) -> Explainer:
     """An explainer with the weights and settings of its state dict, in evaluation mode.
 
-    Where the settings are missing and the names are the published ones, the published form is meant.
+    Where the settings are missing and the names are the published ones, the published form is meant. `mul_activation`, which
+    scales all logits, was a choice of whoever trained it, and the published files of weights do not hold it.
 
     Args:
         state: names and tensors.
         where: the file, for messages.
+        mul_activation: of a published file. None: as the state says, else the published default, with a warning.
 
     Raises:
-        ModelError: it is no explainer's.
+        ModelError: it is no explainer's, lacks some settings, or says another `mul_activation`.
     """
     weights = {name: value for name, value in state.items() if not name.startswith(("alpha.", "running_"))}
     first = weights.get("gate.g_hat.0.f.0.weight_v")
     if first is None or first.ndim != 2 or "gate.placeholder" not in weights:
         raise ModelError(f"{where}: holds no weights of DiffMask; name the file that train-diffmask made")
     published = {
-        "mul_activation": torch.tensor(15.0), "compat": torch.tensor(data=True), "every_layer": torch.tensor(data=True),
+        "mul_activation": torch.tensor(PUBLISHED_FACTOR if mul_activation is None else float(mul_activation)), "compat": torch.tensor(data=True), "every_layer": torch.tensor(data=True),
         "form": torch.tensor(0), "patch": torch.tensor(0), "spread": torch.tensor(1.0), "classifier": torch.zeros(32, dtype=torch.uint8),
     }  # fmt: skip
+    missing = [name for name in published if name not in weights]
+    if missing not in ([], ["mul_activation"]) and {*missing, "mul_activation"} != {*published}:
+        raise ModelError(f"{where}: lacks {missing[0]}, but has other settings of train-diffmask; train again")
+    if mul_activation is None and "mul_activation" in missing:
+        logger.warning(
+            "%s: does not hold mul_activation, the scale of its logits; the published default, %g, is assumed; if it was trained "
+            "with another value, set the option mul_activation of DiffMask", where, PUBLISHED_FACTOR,
+        )  # fmt: skip
+    if mul_activation is not None and "mul_activation" not in missing:
+        own = weights["mul_activation"].item() if weights["mul_activation"].numel() == 1 else math.nan
+        if not math.isclose(own, mul_activation, rel_tol=1e-6):
+            raise ModelError(f"{where}: was trained with mul_activation {own:g}, not {mul_activation:g}; leave it out")
+    if "classifier" in missing:
+        logger.info("%s: does not hold the hash of the classifier it was trained for, so this is not checked", where)
     weights = published | weights
     form = weights["form"]
     if form.numel() != 1 or int(form) not in range(len(FORMS)) or weights["gate.placeholder"].ndim != 3:

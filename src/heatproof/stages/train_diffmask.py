@@ -17,8 +17,8 @@ from PIL import Image
 from heatproof import artefacts, config, runtime, seeding
 from heatproof.errors import MissingInputError
 from heatproof.models import LoadedModel, frozen_eval
-from heatproof.models.diffmask import Explainer, Masking, explainer_for, explainer_from, masking_of
-from heatproof.models.loading import put_weights, read_weights
+from heatproof.models.diffmask import Explainer, Masking, explainer_for, masking_of, read_explainer
+from heatproof.models.loading import put_weights
 from heatproof.report.masks import mask_panels
 from heatproof.stages.run import Run, model_origin
 from heatproof.stages.scalars import Scalars, as_pictures
@@ -138,8 +138,12 @@ def _fresh(run: Run, section: config.TrainDiffmask, loaded: LoadedModel, masking
         )
     start = section.diffmask_checkpoint
     if start is not None:
-        found = explainer_from(read_weights(start), where=str(start))
-        # The options of the section count, not those that the file was trained with.
+        found = read_explainer(start)
+        # The options of the section count, not those that the file was trained with: its gates now mean something else.
+        for name in ("mul_activation", "compat"):
+            before, now = getattr(found, name).item(), getattr(explainer, name).item()
+            if before != now:
+                logger.warning("%s: its gates were trained with %s %s; they go on with %s", start, name, before, now)
         put_weights(explainer.gate, found.gate.state_dict(), where=str(start), arch="the gates of this section")
     explainer.put_classifier(loaded.weights_sha256)
     return explainer
