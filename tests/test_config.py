@@ -126,6 +126,52 @@ def test_two_methods_of_one_name_are_refused(path):
         config.read(path, [f"extract_cams.attribution_methods=[{method},{method}]"])
 
 
+SENSES = (
+    "retrain_cls.percentiles", "pixel_perturbation_analysis.percentiles", "road.percentiles", "infill.percentiles",
+    "faithfulness.within_fractions",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", SENSES)
+def test_numbers_that_would_share_a_file_or_a_line_of_results_are_refused(path, key):
+    infillers = ["infill.infillers=[{name: a, infiller: mean}]"] if key.startswith("infill") else []
+    config.read(path, [*infillers, f"{key}=[0.1, 0.10001]"])
+    with pytest.raises(ConfigError, match=rf"{key}.*: 0.1000000001 is written 0.1, as one before it"):
+        config.read(path, [*infillers, f"{key}=[0.1, 0.1000000001]"])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cam", "CAM"), "[1].name: 'CAM' differs from 'cam' in case only; names must differ"),
+        (("results",), "[0].name: 'results' is the name of a file of results"),
+        (("timing.csv",), "[0].name: 'timing.csv' is the name of a file of results"),
+        (("cam", "random"), "[1].name: 'random' is the name of the control heatproof.methods.controls.Random"),
+        (("Anti_Oracle",), "[0].name: 'Anti_Oracle' is the name of the control"),
+        (("cam", "cam+blurred"), "[1].name: 'cam+blurred' is the name of a control that is derived from a method"),
+        (("a/b",), "[0].name: 'a/b': string should match pattern"),
+        (("..",), "[0].name: '..': string should match pattern"),
+    ],
+)
+@pytest.mark.parametrize("section", ["extract_cams", "retrain_cls", "pixel_perturbation_analysis"])
+def test_names_that_share_a_path_or_replace_a_control_are_refused(path, section, names, message):
+    entries = ", ".join(f"{{name: {name!r}, method: x.Y}}" for name in names)
+    with pytest.raises(ConfigError) as caught:
+        config.read(path, [f"{section}.attribution_methods=[{entries}]"])
+    assert f"{section}.attribution_methods{message}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_control_may_be_listed_as_itself(path):
+    entry = "{name: random, method: heatproof.methods.controls.Random, control: true}"
+    assert len(config.read(path, [f"extract_cams.attribution_methods=[{entry}]"]).extract_cams.methods()) == 3
+
+
+def test_infillers_whose_names_differ_in_case_only_are_refused(path):
+    with pytest.raises(ConfigError, match=r"infillers\[1\].name: 'Mean' differs from 'mean' in case only"):
+        config.read(path, ["infill.infillers=[{name: mean, infiller: mean}, {name: Mean, infiller: mean}]"])
+
+
 def test_the_json_schema_describes_every_key():
     schema = json.dumps(config.Config.model_json_schema())
     assert '"split_ratio"' in schema

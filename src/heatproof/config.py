@@ -6,7 +6,7 @@ Section and key names are those of the ROAR research code. Defaults stand here a
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -25,10 +25,25 @@ from heatproof.errors import ConfigError, nearest
 
 
 def _distinct(values: Sequence[Any]) -> Sequence[Any]:
-    for position, value in enumerate(values):
+    # Numbers name files and lines of results as they are written, and so do names where a file system ignores case.
+    keys = [f"{value:g}" if isinstance(value, float) else value for value in values]
+    for position, (key, value) in enumerate(zip(keys, values, strict=True)):
         if value in values[:position]:
-            raise ValueError(f"{value:g} occurs twice" if isinstance(value, float) else f"{value!r} occurs twice")
+            raise ValueError(f"{key if isinstance(value, float) else repr(value)} occurs twice")
+        if key in keys[:position]:
+            raise ValueError(f"{value!r} is written {key}, as one before it; numbers must differ in six digits")
     return values
+
+
+def _names_of_files(names: Sequence[str], of: str) -> None:
+    """Raises ValueError where two names, or a name and a file of the stages, are one path, perhaps but for case."""
+    for position, name in enumerate(names):
+        for other in names[:position]:
+            if name.lower() == other.lower():
+                how = "occurs twice" if name == other else f"differs from {other!r} in case only"
+                raise ValueError(f"{of}[{position}].name: {name!r} {how}; names must differ")
+        if name.lower() in RESERVED:
+            raise ValueError(f"{of}[{position}].name: {name!r} is the name of a file of results; take another")
 
 
 def _ascending(values: tuple[float, float]) -> tuple[float, float]:
@@ -55,6 +70,8 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Percentile = Annotated[float, AfterValidator(_percentile)]
 Options = Annotated[dict[str, Any], BeforeValidator(_empty_when_null)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+RESERVED = ("results", "timing.csv")
+"""Names of files that stages leave beside those of the methods."""
 Control = Literal["random", "sobel", "centre", "uniform", "oracle", "anti_oracle"]
 Twin = Literal["blurred", "max3", "inverse", "average"]
 
@@ -324,9 +341,10 @@ class TrainMasker(Section):
     )
     zoo_every: PositiveInt = Field(100, description="ca: steps between two copies of the classifier")
     zoo_size: PositiveInt = Field(30, description="ca: how many copies are kept")
-    infiller: Plugin | None = Field(
+    infiller: str | Plugin | None = Field(
         None,
-        description="what fills removed places in training: an object with generate(images, hole); null: the mean colour",
+        description="what fills removed places in training, from pixels in [0, 1]: a fill, one of infill.infillers by its name, or "
+        "an object with generate(pixels, holes); null: the mean colour",
     )
     infill: Annotated[list[Literal["in", "out"]], BeforeValidator(_as_list), AfterValidator(_distinct)] = Field(
         default=["in", "out"], description="the terms whose images the infiller fills"
@@ -499,7 +517,7 @@ class Infill(Methods):
     @field_validator("infillers")
     @classmethod
     def _named_once(cls, infillers: list[Infiller]) -> list[Infiller]:
-        _distinct([infiller.name for infiller in infillers])
+        _names_of_files([infiller.name for infiller in infillers], "infillers")
         return infillers
 
 
@@ -978,9 +996,17 @@ def _section_in(annotation: Any) -> Any:
 
 
 def _check_names(path: Path, name: str, part: Methods) -> None:
-    names = [method.name for method in part.attribution_methods]
-    for position, method in enumerate(names):
-        if method in names[:position]:
+    """Refuses names of methods that would share a file, or stand for a control that they are not."""
+    try:
+        _names_of_files([method.name for method in part.attribution_methods], "attribution_methods")
+    except ValueError as error:
+        raise ConfigError(f"{path}: {name}.{error}") from error
+    for position, method in enumerate(part.attribution_methods):
+        where = f"{path}: {name}.attribution_methods[{position}].name: {method.name!r}"
+        control = CONTROLS.get(method.name.lower())
+        if control is not None and (method.name, method.method) != (control.name, control.method):
             raise ConfigError(
-                f"{path}: {name}.attribution_methods[{position}].name: {method!r} occurs twice; names must differ"
+                f"{where} is the name of the control {control.method}, which other methods are compared with; take another"
             )
+        if method.name.lower().endswith(tuple(f"+{kind}" for kind in get_args(Twin))):
+            raise ConfigError(f"{where} is the name of a control that is derived from a method; take another")

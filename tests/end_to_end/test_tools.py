@@ -63,6 +63,51 @@ def test_imported_maps_need_their_entry(finished, maps, tmp_path, capsys):
     assert "no entry {name: mine, method: imported}" in capsys.readouterr().err
 
 
+ENTRY = "extract_cams.attribution_methods=[{name: mine, method: imported}]"
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("target", lambda a: a.__setitem__(5, 4), "target[5]: class 4; the classifier has 4 classes, from 0"),
+        ("target", lambda a: a.__setitem__(5, -1), "target[5]: -1 must not be negative"),
+        ("prediction", lambda a: a.__setitem__(7, 99), "prediction[7]: class 99; the classifier has 4 classes"),
+        ("label", lambda a: a.__setitem__(3, (a[3] + 1) % 4), "which the data set labels"),
+        ("index", lambda a: a.__setitem__(0, 1), "index: image 1 occurs more than once"),
+        ("index", lambda a: a.__setitem__(0, 96), "index: there is no map for image 0 of 96"),
+    ],
+)
+def test_imported_columns_that_contradict_data_or_classifier_are_one_line(
+    finished, maps, tmp_path, capsys, key, change, message
+):
+    assert heatproof("export", maps, tmp_path / "maps.npz", "--npz") == 0
+    arrays = dict(np.load(tmp_path / "maps.npz"))
+    change(arrays[key])
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    outdir = f"outdir={tmp_path / 'out'}"
+    weights = f"extract_cams.model.pretrained_weights={finished.parent / 'out' / 'train_cls' / 'best_model.pth'}"
+    command = ("import-maps", tmp_path / "wrong.npz", "--config", finished, "--method", "mine", "--split", "test")
+    capsys.readouterr()
+    assert heatproof(*command, ENTRY, outdir, weights) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not (tmp_path / "out" / "extract_cams" / "mine").exists()
+
+
+def test_imported_predictions_of_another_classifier_are_reported(finished, maps, tmp_path, caplog):
+    assert heatproof("export", maps, tmp_path / "maps.npz", "--npz") == 0
+    arrays = dict(np.load(tmp_path / "maps.npz"))
+    arrays["logits"] = -arrays["logits"]
+    np.savez(tmp_path / "other.npz", **arrays)
+    outdir = f"outdir={tmp_path / 'out'}"
+    weights = f"extract_cams.model.pretrained_weights={finished.parent / 'out' / 'train_cls' / 'best_model.pth'}"
+    for name, count in (("maps", 0), ("other", 96)):
+        caplog.clear()
+        command = ("import-maps", tmp_path / f"{name}.npz", "--config", finished, "--method", "mine", "--split", "test")
+        assert heatproof(*command, ENTRY, outdir, weights) == 0
+        assert (f"{count} of 96 predictions are not those of this classifier" in caplog.text) == (count > 0)
+
+
 def test_the_archive_and_the_browser_project_can_be_made(finished, maps, tmp_path):
     assert heatproof("export", maps, tmp_path / "small.h5", "--archive") == 0
     np.testing.assert_array_equal(store.MapReader(tmp_path / "small.h5").ranks(), store.MapReader(maps).ranks())

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from heatproof import artefacts, config, removal, runtime, seeding, store
 from heatproof.datasets import Split
-from heatproof.errors import MapError, MissingInputError
+from heatproof.errors import DataError, MapError, MissingInputError, ModelError
 from heatproof.methods.explainer import Explained, Explainer
 from heatproof.models import LoadedModel
 from heatproof.stages import twins
@@ -256,10 +256,28 @@ class Extraction:
         with torch.inference_mode():
             batches = [self.loaded.module(self._images(chunk)).float().cpu() for chunk in pixels.split(self.batch_size)]
         logits = torch.cat(batches).numpy()
-        prediction = logits.argmax(1).astype(np.int64)
         label = split.labels[indices]
+        self._check_answers(split, indices, label, logits)
+        prediction = logits.argmax(1).astype(np.int64)
         target = prediction if self.target == "predicted" else label
         return IntactImages(pixels, indices, label, target, prediction, logits)
+
+    def _check_answers(
+        self, split: Split, indices: NDArray[np.int64], label: NDArray[np.int64], logits: NDArray[np.float32]
+    ) -> None:
+        """Raises an error that names the first image without a class that could be explained."""
+        broken = ~np.isfinite(logits).all(axis=1)
+        if broken.any():
+            raise ModelError(
+                f"{self.model.arch}: gives NaN or infinity for image {indices[broken.argmax()]} of {split.name}; check its weights "
+                "and its normalization"
+            )
+        if self.target == "label" and (label >= logits.shape[1]).any():
+            row = int((label >= logits.shape[1]).argmax())
+            raise DataError(
+                f"target: label: image {indices[row]} of {split.name} is of class {label[row]}, but the classifier has "
+                f"{logits.shape[1]} classes; take target: predicted, or another classifier"
+            )
 
     def write(
         self,

@@ -48,9 +48,12 @@ def import_maps(run: Run, source: Path, *, method: str, split: str) -> None:
     found = store.imported_maps(source, run.dataset.size)
     order = _order(found, len(data))
     plan = Extraction.of(run, section)
+    _check_columns(found, order, data.labels, plan.class_count)
     explainer = next(m for m in plan.methods if m.name == method)
     path = run.config.outdir / "extract_cams" / method / f"{split}.h5"
     writer = plan.writer(explainer, data, path, plan.origin(explainer, data) | {"imported": artefacts.sha256(source)})
+    predicted = found.prediction if found.logits is None else found.logits.argmax(axis=1)
+    others = 0
     with runtime.progress(len(data), f"import {method}") as bar:
         for block in writer.missing():
             rows = order[block.start : block.stop]
@@ -63,11 +66,18 @@ def import_maps(run: Run, source: Path, *, method: str, split: str) -> None:
                     f"{source}: the map of image {index} holds NaN or infinity; mend it, or set on_invalid: skip"
                 )
             images = plan.intact(data, np.arange(block.start, block.stop))
+            if predicted is not None:
+                others += int((predicted[rows] != images.prediction).sum())
             if found.target is not None:
                 images = dataclasses.replace(images, target=found.target[rows])
             plan.write(writer, data.name, block, images, maps, invalid)
             bar.update(len(rows))
     writer.finish()
+    if others:
+        logger.warning(
+            "%s: %d of %d predictions are not those of this classifier: the maps may be of another one, or of images that were "
+            "prepared in another way", source, others, len(data),
+        )  # fmt: skip
     runtime.record_time(run.config.outdir / "extract_cams", f"import/{method}/{split}", len(data), started)
     logger.info("%s: complete", path)
 
@@ -84,6 +94,26 @@ def _order(found: store.ImportedMaps, count: int) -> NDArray[np.int64]:
     if (order < 0).any():
         raise MapError(f"{found.path}: index: there is no map for image {int((order < 0).argmax())} of {count}")
     return order
+
+
+def _check_columns(
+    found: store.ImportedMaps, order: NDArray[np.int64], labels: NDArray[np.int64], classes: int
+) -> None:
+    """Raises MapError where what stands beside the maps contradicts the data set or the classifier."""
+    for key, values in (("target", found.target), ("prediction", found.prediction)):
+        if values is not None and (values >= classes).any():
+            row = int((values >= classes).argmax())
+            raise MapError(
+                f"{found.path}: {key}[{row}]: class {values[row]}; the classifier has {classes} classes, from 0"
+            )
+    if found.logits is not None and found.logits.shape[1] != classes:
+        raise MapError(f"{found.path}: logits: of {found.logits.shape[1]} classes; the classifier has {classes}")
+    if found.label is not None and (found.label[order] != labels).any():
+        index = int((found.label[order] != labels).argmax())
+        raise MapError(
+            f"{found.path}: label: {found.label[order][index]} for image {index}, which the data set labels {labels[index]}; these "
+            "are maps of other images, or in another order: give index"
+        )
 
 
 def export_maps(path: Path, target: Path, *, form: str, run: Run | None) -> None:

@@ -119,6 +119,8 @@ def _column(path: Path, key: str, array: NDArray[Any], rows: int) -> NDArray[Any
         return array.astype(np.float32)
     if array.dtype.kind not in "iu":
         raise MapError(f"{path}: {key}: {array.dtype} values; expected integers")
+    if array.max() > np.iinfo(np.int64).max:
+        raise MapError(f"{path}: {key}[{array.argmax()}]: {array.max()} does not fit into 64 bits")
     if array.min() < 0:
         raise MapError(f"{path}: {key}[{array.argmin()}]: {array.min()} must not be negative")
     if key == "index" and len(np.unique(array)) != rows:
