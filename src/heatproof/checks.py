@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from heatproof.errors import InputError
 
 
@@ -25,6 +28,8 @@ def shapes(axes: str, /, **arrays: Any) -> dict[str, int]:
     names = axes.split()
     sizes: dict[str, int] = {}
     for argument, array in arrays.items():
+        if not hasattr(array, "shape"):
+            raise InputError(f"{argument}: {type(array).__name__}; expected an array ({', '.join(names)})")
         shape = tuple(array.shape)
         if len(shape) != len(names):
             raise InputError(f"{argument}: shape {shape} has {len(shape)} axes; expected ({', '.join(names)})")
@@ -33,6 +38,43 @@ def shapes(axes: str, /, **arrays: Any) -> dict[str, int]:
             if size != expected:
                 raise InputError(f"{argument}: shape {shape}; axis {name} must have size {expected}, not {size}")
     return sizes
+
+
+def boolean(**arrays: Any) -> None:
+    """Raises InputError naming the first NumPy array, by argument, whose values are not True and False; None is left out.
+
+    >>> boolean(regions=np.zeros((1, 2, 2), dtype=bool), ignored=None)
+    """
+    for argument, array in arrays.items():
+        if array is not None and array.dtype != bool:
+            raise InputError(f"{argument}: {array.dtype} values; expected bool, such as {argument} > 0.5")
+
+
+def whole(**arrays: Any) -> None:
+    """Raises InputError naming the first NumPy array, by argument, whose values are no integers.
+
+    >>> whole(ranks=np.zeros((1, 2, 2), dtype=np.uint16))
+    """
+    for argument, array in arrays.items():
+        if array.dtype.kind not in "iu":
+            raise InputError(f"{argument}: {array.dtype} values; expected integers")
+
+
+def pixel_corners(boxes: ArrayLike) -> NDArray[np.int64]:
+    """Boxes as (k, 4) integers.
+
+    Raises:
+        InputError: a corner lies between pixels.
+
+    >>> pixel_corners([0.0, 1.0, 4.0, 5.0]).tolist()
+    [[0, 1, 4, 5]]
+    """
+    corners = np.asarray(boxes)
+    if corners.dtype.kind == "f" and not (np.isfinite(corners) & (corners == np.floor(corners))).all():
+        raise InputError(
+            f"boxes: {corners.tolist()}; expected whole pixels (x0, y0, x1, y1), half-open: round them first"
+        )
+    return corners.astype(np.int64).reshape(-1, 4)
 
 
 def fraction(name: str, value: float) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from heatproof import checks
-from heatproof.errors import InputError
+from heatproof.errors import InputError, nearest
 from heatproof.metrics import masks
 from heatproof.metrics.contours import Contours, contours
 
@@ -259,6 +259,8 @@ def mean_boxes(
     >>> mean_boxes(np.array([[[0.0, 0.9, 0.8, 0.0], [0.0, 0.7, 0.0, 0.9]]])).tolist()
     [[1, 0, 3, 2]]
     """
+    if convention not in (known := ("exact", "as_published")):
+        raise InputError(f"convention: {convention!r}{nearest(convention, known)}")
     foreground = masks.binarized(maps)
     cross = masks.in_plane(ndimage.generate_binary_structure(2, 1))
     if erode:
@@ -290,7 +292,9 @@ def best_overlap(boxes: ArrayLike, truths: Sequence[NDArray[Any]]) -> NDArray[np
     >>> best_overlap([[0, 0, 2, 2], [0, 0, 2, 2]], [np.array([[-2, 0, 2, 2]]), np.zeros((0, 4), dtype=int)])
     array([0.5, nan])
     """
-    predicted = np.asarray(boxes, dtype=np.int64).reshape(-1, 4)
+    predicted = checks.pixel_corners(boxes)
+    if len(truths) != len(predicted):
+        raise InputError(f"truths: of {len(truths)} images; expected {len(predicted)}, as there are boxes")
     result = np.full(len(predicted), np.nan)
     for row, (box, truth) in enumerate(zip(predicted, truths, strict=True)):
         if len(_with_area(truth)):
@@ -459,10 +463,12 @@ def saliency_metric(sm1: ArrayLike, sm2: ArrayLike) -> NDArray[np.float64]:
 def _f1_of_boxes(given: NDArray[Any], truths: Sequence[NDArray[Any]]) -> Iterator[NDArray[np.float64]]:
     """For each image the F1 of all its boxes; none where no box has an area."""
     _, height, width = checks.shapes("N H W", masks=given).values()
+    if len(truths) != len(given):
+        raise InputError(f"truths: of {len(truths)} images; expected {len(given)}, as there are masks")
     for mask, truth in zip(np.asarray(given, dtype=np.float64), truths, strict=True):
-        corners = (
-            np.asarray(truth, dtype=np.int64).reshape(-1, 4) if len(_with_area(truth)) else np.zeros((0, 4), np.int64)
-        )
+        if mask.size and (mask.min() < 0 or mask.max() > 1):
+            raise InputError(f"masks: values from {mask.min():g} to {mask.max():g}; bring them to [0, 1] first")
+        corners = checks.pixel_corners(truth) if len(_with_area(truth)) else np.zeros((0, 4), np.int64)
         clipped = np.clip(corners, 0, np.array([width, height, width, height]))
         inside = np.array([mask[y0:y1, x0:x1].sum() for x0, y0, x1, y1 in clipped])
         areas = (corners[:, 2:] - corners[:, :2]).prod(axis=1)

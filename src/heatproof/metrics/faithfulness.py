@@ -65,6 +65,7 @@ def sum_in_subsets(maps: NDArray[np.floating], subsets: NDArray[np.bool_]) -> ND
     """
     if subsets.shape[:1] + subsets.shape[2:] != maps.shape:
         raise InputError(f"subsets: shape {subsets.shape}; expected (N, R, ...) for maps {maps.shape}")
+    checks.boolean(subsets=subsets)
     values = _flat(maps).astype(np.float64)
     members = subsets.reshape(*subsets.shape[:2], values.shape[1])
     # Image by image: as one product, all subsets of a batch would stand in memory as float64.

@@ -72,6 +72,7 @@ def largest_component(regions: NDArray[np.bool_]) -> NDArray[np.bool_]:
     [[[0, 0, 1], [0, 1, 1]]]
     """
     images, _, _ = checks.shapes("N H W", regions=regions).values()
+    checks.boolean(regions=regions)
     # All images at once: parts of different images are not neighbours, and labels count up image by image.
     labels, count = ndimage.label(regions, structure=in_plane(ndimage.generate_binary_structure(2, 1)))
     if not count:

@@ -44,6 +44,7 @@ def pixel_histograms(
     [[[0, 0, 1, 0], [2, 0, 0, 0]]]
     """
     images, height, width = checks.shapes("N H W", maps=maps, regions=regions).values()
+    checks.boolean(regions=regions, ignored=ignored)
     edges = bin_edges(interval)
     if maps.size and not (np.min(maps) >= 0 and np.max(maps) <= 1):
         raise InputError(f"maps: values from {np.min(maps):g} to {np.max(maps):g}; bring them to [0, 1] first")

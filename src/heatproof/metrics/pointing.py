@@ -32,6 +32,7 @@ def top_points(ranks: NDArray[Any]) -> NDArray[np.int64]:
     [[2, 1]]
     """
     images, _, width = checks.shapes("N H W", ranks=ranks).values()
+    checks.whole(ranks=np.asarray(ranks))
     rows, columns = np.divmod(np.asarray(ranks).reshape(images, -1).argmin(axis=1), width)
     return np.stack([columns, rows], axis=1).astype(np.int64)
 
@@ -61,6 +62,8 @@ def hit(maps_or_points: ArrayLike, regions: NDArray[np.bool_], tolerance: float)
     array([1., 0., 0., 1.])
     """
     images, height, width = checks.shapes("N H W", regions=regions).values()
+    checks.boolean(regions=regions)
+    _check_tolerance(tolerance)
     points = _points(np.asarray(maps_or_points), images, height, width)
     rows = np.arange(height)[None, :, None] - points[:, 1, None, None]
     columns = np.arange(width)[None, None, :] - points[:, 0, None, None]
@@ -86,6 +89,8 @@ def chance(regions: NDArray[np.bool_], tolerance: float) -> NDArray[np.float64]:
     (array([0.0625]), array([0.25]))
     """
     checks.shapes("N H W", regions=regions)
+    checks.boolean(regions=regions)
+    _check_tolerance(tolerance)
     shares = np.full(len(regions), np.nan)
     for row, region in enumerate(regions):
         if region.any():
@@ -93,6 +98,11 @@ def chance(regions: NDArray[np.bool_], tolerance: float) -> NDArray[np.float64]:
             squared = np.rint(ndimage.distance_transform_edt(~region) ** 2)
             shares[row] = (squared < tolerance**2).mean()
     return shares
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not tolerance >= 0:
+        raise InputError(f"tolerance: {tolerance!r} pixels; it must be at least 0")
 
 
 def checked_tolerance(
@@ -144,8 +154,13 @@ def class_accuracy(
     >>> class_accuracy([1, 0, 1, np.nan], [0, 0, 2, 1], 3)
     (array([0.5, nan, 1. ]), array([2, 0, 1]), 0.75)
     """
-    values, labels = np.asarray(hits, dtype=np.float64), np.asarray(classes, dtype=np.int64)
+    values, labels = np.asarray(hits, dtype=np.float64), np.asarray(classes)
     checks.shapes("N", hits=values, classes=labels)
+    if len(labels):
+        checks.whole(classes=labels)
+        if labels.min() < 0 or labels.max() >= count:
+            raise InputError(f"classes: from {labels.min()} to {labels.max()}; expected 0 to {count - 1}")
+    labels = labels.astype(np.int64)
     made = np.isfinite(values)
     tests = np.bincount(labels[made], minlength=count)
     sums = np.bincount(labels[made], weights=values[made], minlength=count)
@@ -166,7 +181,7 @@ def box_regions(boxes: Sequence[NDArray[np.integer]], size: tuple[int, int]) -> 
     """
     regions = np.zeros((len(boxes), *size), dtype=np.bool_)
     for region, image_boxes in zip(regions, boxes, strict=True):
-        for x0, y0, x1, y1 in np.maximum(np.asarray(image_boxes).reshape(-1, 4), 0):
+        for x0, y0, x1, y1 in np.maximum(checks.pixel_corners(image_boxes), 0):
             region[y0:y1, x0:x1] = True
     return regions
 

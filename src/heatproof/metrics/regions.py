@@ -105,6 +105,7 @@ def rank_in_region(ranks: NDArray[Any], regions: Mask, ignored: Mask | None = No
     array([0.5])
     """
     checks.shapes("N H W", ranks=ranks, regions=regions)
+    checks.whole(ranks=ranks)
     inside, counted = _counted(regions, ignored)
     return _share_of_highest(ranks, inside, counted, inside.sum(axis=(1, 2)))
 
@@ -135,6 +136,7 @@ def top_k_in_region(
     checks.shapes("N H W", ranks=ranks, regions=regions)
     if k < 1:
         raise InputError(f"k: {k} must be at least 1")
+    checks.whole(ranks=ranks)
     inside, counted = _counted(regions, ignored)
     return _share_of_highest(ranks, inside, counted, np.minimum(k, counted.sum(axis=(1, 2))))
 
@@ -196,6 +198,7 @@ def focus(maps: NDArray[Any], quadrants: Mask) -> NDArray[np.float64]:
 
 def _counted(regions: Mask, ignored: Mask | None) -> tuple[Mask, Mask]:
     """The object's pixels and all pixels that count; where both claim a pixel, the object has it."""
+    checks.boolean(regions=regions, ignored=ignored)
     checks.shapes("N H W", regions=regions)
     if ignored is None:
         return regions, np.ones(regions.shape, dtype=np.bool_)
