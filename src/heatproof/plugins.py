@@ -112,8 +112,11 @@ def _words(annotation: Any) -> str:
 
 
 def wants(target: Callable[..., Any], name: str) -> bool:
-    """Whether a callable has a parameter of this name (a `**kwargs` does not count)."""
-    return name in inspect.signature(target).parameters
+    """Whether a callable has a parameter of this name (a `**kwargs` does not count); no, where it shows no signature."""
+    try:
+        return name in inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def needs(target: Any, name: str) -> bool:

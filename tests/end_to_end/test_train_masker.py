@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from heatproof import artefacts, config, store
+from heatproof import artefacts, config, removal, store
+from heatproof.errors import HeatproofError
 from heatproof.methods import masker as methods
 from heatproof.models import load
+from heatproof.models.inpainting import GatedUNet
 from heatproof.models.masker import Masker, MaskerForm, read_masker
 from heatproof.models.resnet_cifar import NarrowResNet8
-from heatproof.stages import train_masker
+from heatproof.stages import masker_import, train_masker
 from heatproof.stages.run import Run
 from heatproof.training.masker import MaskerRecipe, Training
 from tests.end_to_end.conftest import heatproof, results
@@ -199,6 +202,74 @@ def test_every_option_of_the_network_and_an_infiller_by_its_path_can_be_asked_fo
     assert (form.takes_area, form.classes, form.gumbel, form.upsample) == (True, 4, "soft", "bilinear")
 
 
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [
+        ("blur", removal.WholePictures),
+        ("{name: telea}", removal.WholePictures),
+        ("{name: blur, sigma: 0.1}", removal.WholePictures),
+        ("{name: learned, checkpoint: learned.pth}", removal.LearnedInfill),
+        ("{name: LearnedInfill, checkpoint: learned.pth}", removal.LearnedInfill),
+        ("{name: heatproof.removal.normalised_infill, infill: LearnedInfill, checkpoint: learned.pth}", removal.LearnedInfill),
+        ("{name: heatproof.removal.NormalisedInfill, infill: learned, checkpoint: learned.pth}", removal.LearnedInfill),
+        ("mine", removal.LearnedInfill),
+        ("'infill:mine'", removal.LearnedInfill),
+    ],
+)  # fmt: skip
+def test_an_infiller_is_named_like_any_fill_and_gets_pixels(trained, monkeypatch, asked, kind):
+    monkeypatch.chdir(trained.parent)
+    torch.save(GatedUNet(3, 4).state_dict(), "learned.pth")
+    run = Run(config.read(trained, [f"train_masker.infiller={asked}", ENTRIES]))
+    section = run.config.train_masker
+    infiller = train_masker._infiller(run, section, run.trained(section.model))
+    assert isinstance(infiller, kind)
+    pixels = torch.rand(2, 3, 32, 32)
+    assert infiller.generate(pixels, torch.rand(2, 1, 32, 32)).shape == pixels.shape
+
+
+ENTRIES = "infill={infillers: [{name: mine, infiller: LearnedInfill, kwargs: {checkpoint: learned.pth}}, {name: mean, infiller: telea}]}"
+
+
+class WantsNormalization:
+    def __init__(self, normalization):
+        pass
+
+    def generate(self, images, hole):
+        return images
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("blurr", "fill: there is no 'blurr'; did you mean 'blur'?"),
+        ("'infill:meine'", "train_masker.infiller: infill.infillers has no 'meine'; did you mean 'mine'?"),
+        ("{name: mine, width: 3}", "train_masker.infiller: mine is one of infill.infillers, which has its options; give none here"),
+        ("mean", "train_masker.infiller: mean is a fill, and in infill.infillers the name of another, telea; write infill:mean"),
+        ("ca_gan", "ca_gan: option 'weights' is missing"),
+        ("{name: math.pi}", "math.pi: is not callable"),
+        ("{name: tests.end_to_end.test_train_masker.WantsNormalization}", "takes a normalization, but infillers get pixels in [0, 1]"),
+    ],
+)  # fmt: skip
+def test_an_infiller_that_cannot_be_used_is_one_line(trained, asked, message):
+    run = Run(config.read(trained, [f"train_masker.infiller={asked}", ENTRIES]))
+    section = run.config.train_masker
+    with pytest.raises(HeatproofError, match=re.escape(message)):
+        train_masker._infiller(run, section, run.trained(section.model))
+
+
+def test_an_infiller_that_changes_makes_a_masker_stale(trained):
+    def origin(*overrides):
+        run = Run(config.read(trained, [ENTRIES, *overrides]))
+        section = run.config.train_masker
+        form = MaskerForm(taps=("relu",), channels=(8,))
+        return train_masker._origin(run, section, train_masker.Job("fix", False), form, run.trained(section.model))
+
+    plain, blur, wider = (
+        origin(*o) for o in ((), ("train_masker.infiller=blur",), ("train_masker.infiller={name: blur, sigma: 0.1}",))
+    )
+    assert len({artefacts.canonical(one) for one in (plain, blur, wider)}) == 3
+
+
 def test_no_term_at_all_is_one_line(trained, capsys):
     none = ("train_masker.mask_in.criterion=none", "train_masker.mask_out.criterion=none")
     assert "criterion are both none" in refused(capsys, "train-masker", "--config", trained, *none)
@@ -297,6 +368,15 @@ def test_a_published_checkpoint_becomes_a_masker_that_explains_its_classifier(tm
         loaded.module, str(tmp_path / "fix" / "masker.pth"), classifier_sha256=loaded.weights_sha256
     )
     assert method(torch.randn(2, 3, 64, 64), torch.tensor([0, 1])).shape == (2, 64, 64)
+
+
+def test_the_class_count_of_a_published_checkpoint_does_not_depend_on_the_order_of_its_tensors(tmp_path):
+    path = published(tmp_path / "fix.chk")
+    content = torch.load(path, weights_only=True)
+    content["state_dict_classifier"] = dict(sorted(content["state_dict_classifier"].items()))
+    state = content["state_dict_classifier"]
+    content["state_dict_classifier"] = state = {name: state[name] for name in reversed(state)}
+    assert masker_import._classes(path, state, "heatproof.models.resnet_cifar.NarrowResNet8") == 5
 
 
 def test_a_published_checkpoint_that_does_not_fit_leaves_nothing(tmp_path, capsys):

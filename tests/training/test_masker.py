@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from heatproof import removal
 from heatproof.errors import DivergedError, InputError
+from heatproof.models import Normalization
 from heatproof.models.masker import Masker, MaskerForm, tapped
 from heatproof.training import masker as masker_training
 from heatproof.training.augmentation import Augmentation
@@ -144,6 +146,79 @@ def test_four_steps_are_those_of_the_published_code(golden, case):
     assert compared == stored
     if "zoo_log" in run:
         assert len(training.zoo) == 3
+
+
+# --- infillers
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Recorded:
+    """An infiller that keeps what it was asked for, and answers with the negative."""
+
+    def generate(self, pixels, holes):
+        self.asked = pixels, holes
+        return 1 - pixels
+
+
+def composed(infiller, pixels, masks, side="out", indices=None):
+    """What the classifier sees of pixels under masks with an infiller, in pixels again."""
+    recipe = MaskerRecipe(infiller=infiller, infill=("in", "out"))
+    training = Training(SpotNet(), Masker(MaskerForm(taps=("relu",), channels=(8,))), recipe, IMAGENET)
+    return IMAGENET.pixels(training.composed(side, IMAGENET(pixels), masks, indices))
+
+
+def test_an_infiller_gets_pixels_and_its_answer_is_normalised():
+    torch.manual_seed(0)
+    pixels, masks, infiller = torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8), Recorded()
+    pixels[0, 0, 0, :2] = torch.tensor([0.0, 1.0])  # which rounding takes out of [0, 1]
+    kept = 1 - masks[:, None]
+    found = composed(infiller, pixels, masks)
+    torch.testing.assert_close(found, pixels * kept + (1 - pixels) * (1 - kept), rtol=0, atol=1e-5)
+    given, holes = infiller.asked
+    assert given.min() >= 0
+    assert given.max() <= 1
+    torch.testing.assert_close(given, pixels, rtol=0, atol=1e-5)
+    torch.testing.assert_close(holes, masks[:, None])
+
+
+def test_every_fill_has_an_answer_for_soft_holes():
+    torch.manual_seed(0)
+    pixels, masks = torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8)
+    kept = 1 - masks[:, None]
+    for name in removal.FILLS:
+        fill = removal.build_fill(name, mean=(0.4,), normalization_mean=(0.5,), seed=1)
+        indices = torch.tensor([4, 7])
+        found = composed(removal.generating(fill), pixels, masks, indices=indices)
+        whole = removal.generating(fill).generate(pixels, masks[:, None], indices).clamp(0, 1)
+        torch.testing.assert_close(found, pixels * kept + whole * (1 - kept), rtol=0, atol=1e-5)
+        if isinstance(fill, removal.Replacing):
+            torch.testing.assert_close(whole, fill.replacement(pixels, indices).expand_as(pixels))
+        else:  # removed is what the mask takes more than half of
+            torch.testing.assert_close(whole, fill(pixels, masks > 0.5, indices).clamp(0, 1))
+
+
+def test_the_noise_of_an_image_is_its_own():
+    pixels, masks = torch.full((2, 3, 8, 8), 0.5), torch.ones(2, 8, 8)
+    noise = removal.generating(removal.Noise(seed=1))
+    together = composed(noise, pixels, masks, indices=torch.tensor([4, 7]))
+    assert not torch.equal(together[0], together[1])
+    torch.testing.assert_close(composed(noise, pixels[1:], masks[1:], indices=torch.tensor([7]))[0], together[1])
+
+
+def test_an_answer_of_another_shape_is_refused():
+    class Grey:
+        def generate(self, pixels, holes):
+            return pixels[:, :1]
+
+    with pytest.raises(InputError, match=r"Grey.generate: returned shape \(2, 1, 8, 8\) for pixels \(2, 3, 8, 8\)"):
+        composed(Grey(), torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8))
+
+
+def test_an_infiller_needs_a_normalisation_that_can_be_undone():
+    with pytest.raises(InputError, match="normalize: an infiller works on pixels; expected a Normalization"):
+        fitted(infiller=Recorded(), infill=("out",))[1]()
 
 
 # --- whole trainings

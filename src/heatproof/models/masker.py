@@ -20,6 +20,7 @@ Reference:
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,6 +37,8 @@ from heatproof.errors import HeatproofError, InputError, MissingInputError, Mode
 from heatproof.models.attention import on_grid, patch_grid, recorded_output
 from heatproof.models.hooks import frozen_eval, recorded
 from heatproof.models.loading import State, put_weights, read_plain
+
+logger = logging.getLogger(__name__)
 
 RESULTS_VERSION = 1
 
@@ -468,6 +471,11 @@ def _published_form(path: Path, state: State, args: Mapping[str, Any], taps: Seq
     told = takes_area + (CLASS_CHANNELS if classes is not None else 0)
     raw = final.shape[1] - width * len(branches) - told
     weights = {i: state[f"conv1x1_{i}.0.weight"].shape[1] - told for i in branches}
+    is_drawn = "final.conv.weight" in state
+    shaping = {"upsample": "nearest"} | ({"gumbel_output_mode": "hard", "apply_gumbel_tau": 0.1} if is_drawn else {})
+    for option, default in shaping.items():
+        if not args.get(option):
+            logger.warning("%s: args does not hold %s; the published default, %s, is assumed", path, option, default)
     return MaskerForm(
         taps=tuple(taps[i] for i in indices),
         channels=tuple(weights.get(i, raw) for i in indices),

@@ -59,6 +59,15 @@ class Normalization:
             raise InputError(f"pixels: dtype {pixels.dtype}; expected floating point in [0, 1] (divide uint8 by 255)")
         return (pixels - self._per_channel(self.mean, pixels)) / self._per_channel(self.std, pixels)
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """The pixels that these images, (N, C, H, W), were made from: undoes `__call__`, up to rounding.
+
+        >>> Normalization(mean=(0.5,), std=(0.25,)).pixels(torch.tensor([[[[-2.0, 0.0, 2.0]]]]))
+        tensor([[[[0.0000, 0.5000, 1.0000]]]])
+        """
+        checks.shapes(f"N {len(self.mean)} H W", images=images)
+        return images * self._per_channel(self.std, images) + self._per_channel(self.mean, images)
+
     @staticmethod
     def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]

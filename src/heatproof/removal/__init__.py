@@ -1,6 +1,7 @@
 """The order of pixels, what is removed, what replaces it, and what the model says of the rest."""
 
 from heatproof.removal.fills import (
+    FILL_NAMES,
     FILLS,
     GENERATIVE,
     Black,
@@ -15,12 +16,15 @@ from heatproof.removal.fills import (
     NoisyLinear,
     Replacing,
     RiseBlur,
+    WholePictures,
     ZeroNormalised,
     build_fill,
     fill,
+    generating,
+    named_fill,
     normalised_infill,
 )
-from heatproof.removal.inpainting import CaGan, Cnn, DfNet, LearnedInfill, NormalisedInfill, PartialConv
+from heatproof.removal.inpainting import CaGan, Cnn, DfNet, Generating, LearnedInfill, NormalisedInfill, PartialConv
 from heatproof.removal.linear import impute_linear
 from heatproof.removal.orders import (
     FIRSTS,
@@ -40,6 +44,7 @@ from heatproof.removal.telea import Telea
 
 __all__ = [
     "FILLS",
+    "FILL_NAMES",
     "FIRSTS",
     "GENERATIVE",
     "ORDERS",
@@ -52,6 +57,7 @@ __all__ = [
     "DfNet",
     "Fill",
     "First",
+    "Generating",
     "ImageMean",
     "KeptBlur",
     "LearnedInfill",
@@ -65,13 +71,16 @@ __all__ = [
     "RiseBlur",
     "SubsetScores",
     "Telea",
+    "WholePictures",
     "ZeroNormalised",
     "build_fill",
     "count",
     "degraded_scores",
     "fill",
+    "generating",
     "impute_linear",
     "inverse",
+    "named_fill",
     "normalised_infill",
     "orders",
     "rank_tensor",

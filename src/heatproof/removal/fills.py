@@ -23,7 +23,7 @@ from torch import Tensor
 from heatproof import plugins, seeding
 from heatproof.errors import InputError, PluginError, nearest
 from heatproof.models import Normalization
-from heatproof.removal.inpainting import CaGan, Cnn, DfNet, LearnedInfill, NormalisedInfill, PartialConv
+from heatproof.removal.inpainting import CaGan, Cnn, DfNet, Generating, LearnedInfill, NormalisedInfill, PartialConv
 from heatproof.removal.linear import impute_linear
 from heatproof.removal.orders import First
 from heatproof.removal.pixels import as_float, by_channel, colour_like, drawn
@@ -321,6 +321,26 @@ class FunctionFill:
         return torch.where(by_channel(removed, pixels), filled, pixels)
 
 
+@dataclass(frozen=True)
+class WholePictures:
+    """Gives any fill the `generate` that fills by networks have: what each pixel becomes, for holes that may be soft.
+
+    A fill that does not look at the hole is asked for all pixels at once. One that does look at it, such as `Telea`, takes
+    as removed what the mask removes by more than half; elsewhere it leaves the pixels as they are.
+
+    Args:
+        fill: which.
+    """
+
+    fill: Fill
+
+    def generate(self, pixels: Tensor, holes: Tensor, indices: ArrayLike | None = None) -> Tensor:
+        """Pictures of the shape of the pixels (N, C, H, W), for holes (N, 1, H, W) in [0, 1], 1 in a hole."""
+        if isinstance(self.fill, Replacing):
+            return self.fill.replacement(pixels, indices).expand_as(pixels)
+        return self.fill(pixels, holes[:, 0] > 0.5, indices)
+
+
 FILLS: dict[str, Callable[..., Fill]] = {
     "mean": Mean,
     "zero_normalised": ZeroNormalised,
@@ -341,6 +361,31 @@ GENERATIVE: dict[str, Callable[..., Fill]] = {
     "Cnn": Cnn,
     "LearnedInfill": LearnedInfill,
 }
+SHORT: dict[str, Callable[..., Fill]] = {
+    "ca_gan": CaGan,
+    "dfnet": DfNet,
+    "partial_conv": PartialConv,
+    "cnn": Cnn,
+    "learned": LearnedInfill,
+}
+"""Fills by networks, spelt like the other fills."""
+FILL_NAMES = FILLS | GENERATIVE | SHORT
+
+
+def named_fill(how: str) -> Callable[..., Any]:
+    """The class or function behind a fill's name or dotted path.
+
+    Raises:
+        PluginError: the name is not known (naming the nearest), or the path leads nowhere.
+    """
+    if how in FILL_NAMES:
+        return FILL_NAMES[how]
+    if "." not in how:
+        raise PluginError(f"fill: there is no {how!r}{nearest(how, FILL_NAMES)}")
+    target = plugins.resolve(how)
+    if not callable(target):
+        raise PluginError(f"{how}: is not callable; expected a class or a function")
+    return target  # type: ignore[no-any-return]
 
 
 def build_fill(
@@ -354,7 +399,7 @@ def build_fill(
     """The fill of a name or of a dotted path, its options checked.
 
     Args:
-        how: a name of `FILLS` or `GENERATIVE`, or the dotted path of a class or function that returns a fill, or of a function
+        how: a name of `FILLS`, `GENERATIVE` or `SHORT`, or the dotted path of a class or function that returns a fill, or of a function
             `(pixels, removed, **options) -> pixels`.
         mean: mean colour of the data set's training split, for fills that take it.
         normalization_mean: mean of the model's normalisation, for fills that take it.
@@ -370,13 +415,7 @@ def build_fill(
     Traceback (most recent call last):
     heatproof.errors.PluginError: fill: there is no 'blurr'; did you mean 'blur'?
     """
-    known = FILLS | GENERATIVE
-    if how in known:
-        target: Any = known[how]
-    elif "." in how:
-        target = plugins.resolve(how)
-    else:
-        raise PluginError(f"fill: there is no {how!r}{nearest(how, known)}")
+    target: Any = named_fill(how)
     given = {"mean": _plain(mean), "normalization_mean": _plain(normalization_mean), "seed": seed}
     provided = {name: value for name, value in given.items() if value is not None}
     is_function = callable(target) and not isinstance(target, type) and plugins.wants(target, "pixels")
@@ -419,6 +458,11 @@ def fill(
     elif options:
         raise InputError(f"fill: options {sorted(options)} given beside a finished fill; set them in the fill itself")
     return how(pixels, torch.as_tensor(removed, device=pixels.device), indices)
+
+
+def generating(fill: Fill | Generating) -> Generating:
+    """A fill as something that makes whole pictures: itself where it has `generate`, else in `WholePictures`."""
+    return fill if isinstance(fill, Generating) else WholePictures(fill)
 
 
 def normalised_infill(infill: str, normalization: Normalization, **options: Any) -> NormalisedInfill:

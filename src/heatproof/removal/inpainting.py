@@ -10,7 +10,7 @@ other mask. Published code treats the two differently, by mistake; `compat` keep
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from numpy.typing import ArrayLike
@@ -31,6 +31,7 @@ Compat = Literal["mask_out", "mask_in"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
+@runtime_checkable
 class Generating(Protocol):
     """A fill by a network."""
 
@@ -120,7 +121,7 @@ class DfNet:
         """Pictures (N, 3, H, W) in [0, 1] from pixels of that shape and holes (N, 1, H, W), 1 in a hole."""
         network = _ready(self.network, pixels)
         # Resizing would carry what stands in a hole into its surroundings; the published code gives it the mean colour.
-        pixels = torch.where(holes == 1, _denormalised(torch.zeros_like(pixels), IMAGENET), pixels)
+        pixels = torch.where(holes == 1, IMAGENET.pixels(torch.zeros_like(pixels)), pixels)
         if self.fit == "resize":
             size = (network.multiple, network.multiple)
             return _resized(self._blended(_resized(pixels, size), _resized(holes, size)), pixels.shape[2:])
@@ -174,7 +175,7 @@ class PartialConv:
         network = _ready(self.network, pixels)
         known = 1 - _padded(holes, network.multiple).expand(-1, 3, -1, -1)
         images = IMAGENET(_padded(pixels, network.multiple)) * known
-        return _denormalised(_cropped(network(images, known)[0], pixels), IMAGENET)
+        return IMAGENET.pixels(_cropped(network(images, known)[0], pixels))
 
     __call__ = _fill_holes
 
@@ -211,7 +212,7 @@ class Cnn:
         padded_holes = _padded(holes, network.multiple)
         images = IMAGENET(_padded(pixels, network.multiple)) * (1 - padded_holes)
         told = 1 - padded_holes if self.compat == "mask_in" else padded_holes
-        return _denormalised(_cropped(network(images, told), pixels), IMAGENET)
+        return IMAGENET.pixels(_cropped(network(images, told), pixels))
 
     __call__ = _fill_holes
 
@@ -247,7 +248,9 @@ class LearnedInfill:
 
 @dataclass(frozen=True)
 class NormalisedInfill:
-    """A fill by a network, for whoever works on normalised images and soft masks, such as the training of a masker.
+    """A fill by a network, for whoever works on normalised images and soft masks.
+
+    `train_masker.infiller` takes the fill itself: the training of a masker undoes the normalisation on its own.
 
     Args:
         infill: the fill.
@@ -259,7 +262,7 @@ class NormalisedInfill:
 
     def generate(self, images: Tensor, hole: Tensor) -> Tensor:
         """Pictures (N, C, H, W) from images of that shape and a hole (N, 1, H, W) each, values in [0, 1], 1 = removed."""
-        return self.normalization(self.infill.generate(_denormalised(images, self.normalization), hole))
+        return self.normalization(self.infill.generate(self.normalization.pixels(images), hole))
 
 
 def _with_weights(network: Network, weights: str, source: str, prefix: str = "") -> Network:
@@ -302,8 +305,3 @@ def _cropped(images: Tensor, like: Tensor) -> Tensor:
 
 def _resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
     return functional.interpolate(images, size=size, mode="bilinear", align_corners=True)
-
-
-def _denormalised(images: Tensor, normalization: Normalization) -> Tensor:
-    mean, std = (images.new_tensor(values)[:, None, None] for values in (normalization.mean, normalization.std))
-    return images * std + mean

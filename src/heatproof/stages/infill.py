@@ -22,7 +22,7 @@ from heatproof.datasets import Split
 from heatproof.errors import ConfigError
 from heatproof.models import Normalization
 from heatproof.stages.extract import is_complete, maps_of
-from heatproof.stages.run import Run, build_fill, fill_target, means_for
+from heatproof.stages.run import Run, build_fill, means_for
 
 logger = logging.getLogger(__name__)
 RESULTS_VERSION = 1
@@ -45,7 +45,7 @@ def folder_of(run: Run, infiller: str, method: str) -> Path:
 
 def infiller_origin(run: Run, entry: config.Infiller, split: str) -> dict[str, Any]:
     """What an infiller's answers depend on, apart from images and holes."""
-    target = fill_target(entry.infiller)
+    target = removal.named_fill(entry.infiller)
     return {
         "infiller": entry.infiller,
         "kwargs": artefacts.with_content(entry.kwargs),
@@ -153,11 +153,15 @@ def _check(run: Run, section: config.Infill) -> None:
             threads.raise_for(network, run.dataset.size)
 
 
-def _built(run: Run, entry: config.Infiller, split: str) -> removal.Fill:
+def plugin_of(entry: config.Infiller) -> config.Plugin:
+    """An infiller as other sections spell a fill."""
     if "name" in entry.kwargs:
         raise ConfigError(f"infill.infillers: {entry.name}: {entry.infiller} has no option 'name'")
-    plugin = config.Plugin.model_validate({**entry.kwargs, "name": entry.infiller})
-    return build_fill(run, plugin, lambda: _normalization(run), split)
+    return config.Plugin.model_validate({**entry.kwargs, "name": entry.infiller})
+
+
+def _built(run: Run, entry: config.Infiller, split: str) -> removal.Fill:
+    return build_fill(run, plugin_of(entry), lambda: _normalization(run), split)
 
 
 def _normalization(run: Run) -> Normalization:

@@ -13,13 +13,14 @@ import torch
 from heatproof import artefacts
 from heatproof.errors import ModelError
 from heatproof.models import Normalization, load
-from heatproof.models.loading import put_weights
+from heatproof.models.loading import State, put_weights
 from heatproof.models.masker import PUBLISHED_TAPS, discovered, read_published
 from heatproof.training.checkpoints import save_tensors
 
 logger = logging.getLogger(__name__)
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PROBE = 7919  # classes of a network whose head is looked for: no other layer is as wide
 PUBLISHED_ARCH = "torchvision.models.resnet50"
 
 
@@ -41,7 +42,7 @@ def import_masker(
     saved, weights = read_published(file, taps)
     if not weights:
         raise ModelError(f"{file}: state_dict_classifier is empty")
-    classes = len(list(weights.values())[-1])  # the bias of the head
+    classes = _classes(file, weights, arch)
     module = load(arch, num_classes=classes, channels=3, normalization=IMAGENET).module
     put_weights(module, weights, where=f"{file}: state_dict_classifier", arch=arch)
     found = discovered(module, torch.zeros(1, 3, side, side), saved.form).channels
@@ -53,4 +54,18 @@ def import_masker(
     save_tensors(path, weights)
     artefacts.write_json(path.with_suffix(".json"), {"normalization": IMAGENET.plain, "imported": file.name})
     save_tensors(target / "masker.pth", dataclasses.replace(saved, classifier_sha256=artefacts.sha256(path)).content())
+    logger.info(
+        "%s: the file does not name its classifier, layers and normalisation: taken as %s, these layers, and ImageNet's mean and "
+        "standard deviation", file, arch,
+    )  # fmt: skip
     logger.info("%s: reads %s; explain %s with it", target / "masker.pth", ", ".join(saved.form.taps), path)
+
+
+def _classes(file: Path, weights: State, arch: str) -> int:
+    """How many classes a classifier's weights have: the size that only its head can have, in whatever order they are stored."""
+    own = load(arch, num_classes=PROBE, channels=3, normalization=IMAGENET).module.state_dict()
+    heads = {name for name, value in own.items() if value.ndim and len(value) == PROBE and name in weights}
+    counts = {len(weights[name]) for name in heads if weights[name].shape[1:] == own[name].shape[1:]}
+    if len(counts) != 1:
+        raise ModelError(f"{file}: state_dict_classifier has no head like that of {arch}; mend --arch")
+    return counts.pop()

@@ -177,19 +177,14 @@ def build_fill(
     return removal.build_fill(name, seed=seeding.of_split(run.config.seed, split), **means, **options)
 
 
-def fill_target(name: str) -> Any:
-    """The class or function behind a fill's name or dotted path; None where there is none."""
-    return (removal.FILLS | removal.GENERATIVE).get(name) or (plugins.resolve(name) if "." in name else None)
-
-
 def means_for(run: Run, name: str, normalization: Callable[[], Normalization]) -> dict[str, tuple[float, ...]]:
     """The mean colours that a fill takes, by the names of its parameters."""
-    target = fill_target(name)
+    target = removal.named_fill(name)
     means: dict[str, tuple[float, ...]] = {}
-    if target is not None and plugins.wants(target, "mean"):
+    if plugins.wants(target, "mean"):
         # Data without a training part: the classifier's own normalisation tells the mean of what it was trained on.
         means["mean"] = run.statistics.mean if "train" in run.dataset.splits else normalization().mean
-    if target is not None and plugins.wants(target, "normalization_mean"):
+    if plugins.wants(target, "normalization_mean"):
         means["normalization_mean"] = normalization().mean
     return means
 

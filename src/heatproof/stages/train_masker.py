@@ -9,6 +9,7 @@ Reads the data set and the classifier; writes for each form, train_masker/<form>
 `permuted_labels` adds train_masker/<form>_permuted/. Killed, a training goes on from its last epoch.
 """
 
+import inspect
 import logging
 import time
 from collections.abc import Sequence
@@ -20,15 +21,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from heatproof import artefacts, config, plugins, runtime, seeding
-from heatproof.errors import ConfigError, DataError, PluginError
+from heatproof import artefacts, config, plugins, removal, runtime, seeding
+from heatproof.errors import ConfigError, DataError, PluginError, nearest
 from heatproof.models import LoadedModel
 from heatproof.models import masker as masker_models
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.loading import State
 from heatproof.models.masker import Masker, MaskerForm, SavedMasker, discovered, tapped
 from heatproof.report.masks import masks_sheet
-from heatproof.stages.run import Run, augmentation, model_origin
+from heatproof.stages import infill, infilled
+from heatproof.stages.run import Run, augmentation, build_fill, fill_origin, means_for, model_origin
 from heatproof.stages.scalars import Scalars, as_pictures
 from heatproof.stages.trained import Trained
 from heatproof.training import classifier, masker
@@ -214,7 +216,7 @@ def _recipe(run: Run, section: config.TrainMasker, job: Job, loaded: LoadedModel
         zoo_every=section.zoo_every,
         zoo_size=section.zoo_size,
         areas=section.areas,
-        infiller=_infiller(section, loaded),
+        infiller=_infiller(run, section, loaded),
         infill=tuple(section.infill),
         # What a masked image has in removed places surrounds it too.
         augmentation=augmentation(section.augmentation, lambda: loaded.normalization.mean),
@@ -236,17 +238,52 @@ def _term(
     return Term(asked.objective, asked.direction, asked.weight, lambda_r, asked.lambda_tv, section.area_distance, prior)
 
 
-def _infiller(section: config.TrainMasker, loaded: LoadedModel) -> masker.Infiller | None:
+def _infiller(run: Run, section: config.TrainMasker, loaded: LoadedModel) -> removal.Generating | None:
+    asked = _asked_infiller(run, section)
+    if asked is None:
+        return None
+    target = removal.named_fill(asked.name)
+    if isinstance(target, type) and not (hasattr(target, "generate") or _is_fill(target)):
+        raise PluginError(f"train_masker.infiller: {asked.name} has no generate(images, hole), and is no fill")
+    if plugins.wants(target, "normalization"):
+        raise PluginError(
+            f"train_masker.infiller: {asked.name} takes a normalization, but infillers get pixels in [0, 1]; leave it out"
+        )
+    return removal.generating(build_fill(run, asked, lambda: loaded.normalization, "train"))
+
+
+def _asked_infiller(run: Run, section: config.TrainMasker) -> config.Plugin | None:
+    """The infiller that the section names, which may be one of the section infill."""
     asked = section.infiller
     if asked is None:
         return None
-    target = plugins.resolve(asked.name)
-    plugins.check_options(asked.name, target, asked.options, provided=("normalization",))
-    given = {"normalization": loaded.normalization} if plugins.wants(target, "normalization") else {}
-    infiller: Any = target(**asked.options, **given)
-    if not callable(getattr(infiller, "generate", None)):
-        raise PluginError(f"train_masker.infiller: {asked.name} has no generate(images, hole)")
-    return infiller  # type: ignore[no-any-return]
+    plugin = config.Plugin(name=asked) if isinstance(asked, str) else asked
+    entries = {} if run.config.infill is None else {entry.name: entry for entry in run.config.infill.infillers}
+    if (entry := entries.get(plugin.name.removeprefix(infilled.PREFIX))) is not None:
+        if plugin.options:
+            raise ConfigError(
+                f"train_masker.infiller: {plugin.name} is one of infill.infillers, which has its options; give none here"
+            )
+        within = infill.plugin_of(entry)
+        if plugin.name in removal.FILL_NAMES and removal.named_fill(plugin.name) != removal.named_fill(within.name):
+            raise ConfigError(
+                f"train_masker.infiller: {plugin.name} is a fill, and in infill.infillers the name of another, {within.name}; "
+                f"write {infilled.PREFIX}{plugin.name} for the latter, or rename it"
+            )
+        return within
+    if (infiller := infilled.name_of(plugin)) is not None:
+        raise ConfigError(f"train_masker.infiller: infill.infillers has no {infiller!r}{nearest(infiller, entries)}")
+    if removal.named_fill(plugin.name) in (removal.normalised_infill, removal.NormalisedInfill):
+        # It normalises what the training would normalise again: the fill within is meant.
+        options = plugin.options
+        return config.Plugin.model_validate({"name": str(options.pop("infill", "")), **options})
+    return plugin
+
+
+def _is_fill(target: type) -> bool:
+    """Whether instances are called with pixels and what is removed."""
+    call = next((vars(part)["__call__"] for part in target.__mro__ if "__call__" in vars(part)), None)
+    return inspect.isfunction(call) and len(inspect.signature(call).parameters) > 2
 
 
 def _origin(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, loaded: LoadedModel) -> dict[str, Any]:
@@ -256,9 +293,13 @@ def _origin(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, l
     if job.form == "fix":
         left_out |= {"classifier_lr", "momentum", "historic", "historic_probability", "zoo_every", "zoo_size"}
     code: dict[str, Any] = {"training": masker.RESULTS_VERSION, "network": masker_models.RESULTS_VERSION}
-    if section.infiller is not None:
-        code["infiller"] = plugins.code_version(plugins.resolve(section.infiller.name))
-    return {
+    filled: dict[str, Any] = {}
+    if (asked := _asked_infiller(run, section)) is not None:
+        code["infiller"] = plugins.code_version(removal.named_fill(asked.name))
+        means = means_for(run, asked.name, lambda: loaded.normalization)
+        filled = {"infiller": {"fill": fill_origin(asked), "means": means, "gets": "pixels"}}
+        left_out.add("infiller")
+    return filled | {
         "data": {name: run.dataset.split(name).fingerprint for name in ("train", "validation")},
         "model": model_origin(section.model) | {"weights": loaded.weights_sha256},
         "normalization": loaded.normalization.plain,

@@ -22,18 +22,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from heatproof import runtime, seeding
+from heatproof import plugins, runtime, seeding
 from heatproof.errors import DivergedError, InputError
+from heatproof.models import Normalization
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.loading import State
 from heatproof.models.masker import Masker, tapped
+from heatproof.removal import Generating
 from heatproof.training.augmentation import Augmentation
 from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
 from heatproof.training.classifier import Normalize
@@ -43,14 +45,6 @@ from heatproof.training.mask_objectives import Side, Term, TermLoss, term_loss
 RESULTS_VERSION = 1
 
 Line = dict[str, float]
-
-
-class Infiller(Protocol):
-    """What stands in place of what a mask removes."""
-
-    def generate(self, images: Tensor, hole: Tensor) -> Tensor:
-        """Images of the same shape for normalised images (N, C, H, W) with holes (N, 1, H, W) in [0, 1], 1 = removed."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ class MaskerRecipe:
         zoo_every: steps between two copies of the classifier.
         zoo_size: how many copies are kept; then a random one makes room.
         areas: least and largest area that is drawn for an image, where the masker takes one.
-        infiller: what stands in removed places; None for the mean colour, 0.
+        infiller: what stands in removed places, made from pixels in [0, 1]; None for the mean colour, 0.
         infill: the terms whose images it fills.
         augmentation: of the training images.
         precision: "float32", or "bfloat16" for autocast of classifier and masker.
@@ -101,7 +95,7 @@ class MaskerRecipe:
     zoo_every: int = 100
     zoo_size: int = 30
     areas: tuple[float, float] = (0.25, 0.75)
-    infiller: Infiller | None = None
+    infiller: Generating | None = None
     infill: tuple[Side, ...] = ()
     augmentation: Augmentation | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -127,6 +121,7 @@ class Draws:
         slot: whose place a new copy takes in a full zoo, as a share of its length.
         areas: (N,) where the masker takes areas.
         noise: (N, h, w) where its head draws noise.
+        indices: (N,) of the images, which the noise of an infiller depends on.
     """
 
     live: bool = True
@@ -134,6 +129,7 @@ class Draws:
     slot: float = 0.0
     areas: Tensor | None = None
     noise: Tensor | None = None
+    indices: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +180,10 @@ def fit(
         ModelError: the checkpoint is damaged.
         InputError: a label is no class of the classifier, or there are fewer images than one batch has.
     """
-    with Training(classifier, masker, recipe).at_work() as training:
+    if recipe.infiller is not None and not isinstance(normalize, Normalization):
+        raise InputError("normalize: an infiller works on pixels; expected a Normalization, which can be undone")
+    normalization = normalize if isinstance(normalize, Normalization) else None
+    with Training(classifier, masker, recipe, normalization).at_work() as training:
         run = _Run(training, normalize, train, seed, purpose)
         run.resume(checkpoint, identity)
         saved_at = time.monotonic()
@@ -203,10 +202,18 @@ def fit(
 
 
 class Training:
-    """A masker, its classifier, their optimizers and the zoo: all that a step changes."""
+    """A masker, its classifier, their optimizers and the zoo: all that a step changes.
 
-    def __init__(self, classifier: nn.Module, masker: Masker, recipe: MaskerRecipe):
+    Args:
+        classifier, masker, recipe: as for `fit`.
+        normalization: made the images from pixels, on which an infiller works; None: the images are pixels of any range.
+    """
+
+    def __init__(
+        self, classifier: nn.Module, masker: Masker, recipe: MaskerRecipe, normalization: Normalization | None = None
+    ):
         self.classifier, self.masker, self.recipe = classifier, masker, recipe
+        self.normalization = normalization
         self.of_masker = torch.optim.Adam(masker.parameters(), lr=recipe.masker_rate, weight_decay=recipe.weight_decay)
         self.of_classifier: torch.optim.SGD | None = None
         self.zoo: list[State] = []
@@ -254,7 +261,7 @@ class Training:
             self._keep(draws.slot)
         masks = self._masks(activations, images, labels, draws)
         judge, learns = self._judge(draws)
-        found = self._losses(judge, images, labels, masks, logits.detach(), draws.areas)
+        found = self._losses(judge, images, labels, masks, logits.detach(), draws)
         # Both gradients first: a step of either changes what the other was computed with.
         wanted = list(self.masker.parameters())
         gradients = torch.autograd.grad(found.total, wanted, retain_graph=learns)
@@ -270,15 +277,18 @@ class Training:
         return found.means | {"classifier_loss": clean_loss.detach(), "gradient": length}
 
     @torch.no_grad()
-    def evaluate(self, images: Tensor, labels: Tensor, areas: Tensor | None = None) -> dict[str, Tensor]:
+    def evaluate(
+        self, images: Tensor, labels: Tensor, areas: Tensor | None = None, indices: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The same means for a batch from which nothing is learnt; the live classifier in eval mode judges."""
         modes = [(module, module.training) for module in (*self.classifier.modules(), *self.masker.modules())]
         self.classifier.eval()
         self.masker.eval()
         try:
             logits, activations = self._clean(images)
-            masks = self._masks(activations, images, labels, Draws(areas=areas))
-            found = self._losses(self.classifier, images, labels, masks, logits, areas)
+            draws = Draws(areas=areas, indices=indices)
+            masks = self._masks(activations, images, labels, draws)
+            found = self._losses(self.classifier, images, labels, masks, logits, draws)
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -299,31 +309,44 @@ class Training:
         return full
 
     def _losses(
-        self, judge: nn.Module, images: Tensor, labels: Tensor, masks: Tensor, clean: Tensor, areas: Tensor | None
+        self, judge: nn.Module, images: Tensor, labels: Tensor, masks: Tensor, clean: Tensor, draws: Draws
     ) -> "_Losses":
         right = clean.argmax(dim=1) == labels
-        losses, logits = {}, self._judged(judge, images, masks)
+        losses, logits = {}, self._judged(judge, images, masks, draws.indices)
         for side, term in self.recipe.terms.items():
-            losses[side] = term_loss(term, side, masks, logits[side], labels, right, areas)
+            losses[side] = term_loss(term, side, masks, logits[side], labels, right, draws.areas)
         return _Losses(self.recipe.terms, losses, logits, labels, masks, right)
 
-    def _judged(self, judge: nn.Module, images: Tensor, masks: Tensor) -> dict[Side, Tensor]:
+    def _judged(
+        self, judge: nn.Module, images: Tensor, masks: Tensor, indices: Tensor | None = None
+    ) -> dict[Side, Tensor]:
         """Logits of the masked images. In eval mode no image influences another, so one pass serves both terms."""
-        parts = {side: self.composed(side, images, masks) for side in self.recipe.terms}
+        parts = {side: self.composed(side, images, masks, indices) for side in self.recipe.terms}
         with self._autocast(images):
             if not judge.training:
                 return dict(zip(parts, judge(torch.cat(list(parts.values()))).float().chunk(len(parts)), strict=True))
             return {side: judge(part).float() for side, part in parts.items()}
 
-    def composed(self, side: Side, images: Tensor, masks: Tensor) -> Tensor:
+    def composed(self, side: Side, images: Tensor, masks: Tensor, indices: Tensor | None = None) -> Tensor:
         """Images masked in or out by masks (N, H, W), with the infiller's pixels in what is removed."""
         kept = masks[:, None] if side == "in" else 1 - masks[:, None]
         left = images * kept
         if self.recipe.infiller is None or side not in self.recipe.infill:
             return left
-        with torch.no_grad():
-            generated = self.recipe.infiller.generate(images, (1 - kept).detach())
-        return left + generated * (1 - kept)
+        return left + self._filled(self.recipe.infiller, images, (1 - kept).detach(), indices) * (1 - kept)
+
+    @torch.no_grad()
+    def _filled(self, infiller: Generating, images: Tensor, holes: Tensor, indices: Tensor | None) -> Tensor:
+        """What an infiller makes of the images' pixels, normalised as they are."""
+        # Noise added to the images, and rounding, take pixels out of [0, 1]; an infiller gets none of those.
+        pixels = images if self.normalization is None else self.normalization.pixels(images).clamp(0, 1)
+        own = {"indices": indices.cpu()} if indices is not None and plugins.wants(infiller.generate, "indices") else {}
+        generated = infiller.generate(pixels, holes, **own)
+        if generated.shape != images.shape:
+            raise InputError(
+                f"{type(infiller).__name__}.generate: returned shape {tuple(generated.shape)} for pixels {tuple(images.shape)}"
+            )
+        return generated if self.normalization is None else self.normalization(generated.clamp(0, 1))
 
     def _judge(self, draws: Draws) -> tuple[nn.Module, bool]:
         """Who judges the masked images, and whether the live classifier learns from them."""
@@ -457,14 +480,14 @@ class _Run:
             images = self.normalize(pixels)
             if moved is not None:
                 images = moved.disturb(images, batch.indices)
-            draws = self._draws(images, None if wanted is None else wanted[batch.indices])
+            draws = self._draws(images, None if wanted is None else wanted[batch.indices], batch.indices)
             learnt.append((len(images), training.step(images, batch.labels, draws)))
             after_step()
         wanted = self._areas(validation, (*self.purpose, "validation"))
         seen = []
         for batch in validation.batches(torch.arange(len(validation)), recipe.batch_size):
             areas = None if wanted is None else wanted[batch.indices]
-            found = training.evaluate(self.normalize(batch.pixels), batch.labels, areas)
+            found = training.evaluate(self.normalize(batch.pixels), batch.labels, areas, batch.indices)
             seen.append((len(batch.labels), found))
         line: Line = {"epoch": number + 1, "learning_rate": training.of_masker.param_groups[0]["lr"]}
         line |= {f"train_{name}": value for name, value in _means(learnt).items()}
@@ -472,11 +495,11 @@ class _Run:
         self.history.append(line)
         return line
 
-    def _draws(self, images: Tensor, areas: Tensor | None) -> Draws:
+    def _draws(self, images: Tensor, areas: Tensor | None, indices: Tensor) -> Draws:
         recipe, step = self.training.recipe, self.training.step_count
         rng = seeding.generator(self.seed, *self.purpose, "step", step)
         historic, member, slot = rng.random(3).tolist()
-        return Draws(historic >= recipe.historic_probability, member, slot, areas, self._noise(images, rng))
+        return Draws(historic >= recipe.historic_probability, member, slot, areas, self._noise(images, rng), indices)
 
     def _areas(self, examples: Examples, purpose: tuple[str | int, ...]) -> Tensor | None:
         """A wanted area for each image of a split, by index."""
