@@ -26,6 +26,8 @@ from torch.overrides import TorchFunctionMode
 from heatproof.errors import InputError, ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.cam import INTERPOLATIONS, to_image_size
+from heatproof.methods.graph import SELECTIONS, Operation
+from heatproof.methods.rules import check_operations, named
 from heatproof.models.attention import Block, Record, architecture_of, attention
 from heatproof.models.targets import network_and_scalar
 
@@ -310,7 +312,8 @@ class StopGradient:
         model: classifier that calls attention, (N, C, H, W) -> (N, K) logits; it need not be one that `models.attention` knows.
 
     Raises:
-        ModelError: on the call, where the model calls no attention.
+        ModelError: on the call, where the model calls no attention, or runs an operation for which this is not right (a product
+            of activations, another activation function), or that cannot be seen (in a scripted module).
 
     Reference:
         Ali et al.: "XAI for transformers: Better explanations through conservative propagation", ICML 2022,
@@ -332,8 +335,20 @@ class StopGradient:
                     f"{type(self.model).__name__}: calls no attention, so nothing would be stopped; "
                     "methods.gradient.InputXGradient fits any network"
                 )
-            (gradients,) = torch.autograd.grad(rows.chosen(scalar(outputs), targets).sum(), inputs)
+            scores = rows.chosen(scalar(outputs), targets)
+            rows.check_reached(self.model, scores, inputs)
+            check_operations("StopGradient", network, outputs, inputs, _shares_out)
+            (gradients,) = torch.autograd.grad(scores.sum(), inputs)
         return (images.detach() * gradients).float().sum(dim=1)
+
+
+def _shares_out(operation: Operation) -> bool:
+    """Whether input times gradient is the output's share: of linear functions without their shifts, of ReLUs and maxima."""
+    if operation.name.startswith("ScaledDotProduct"):
+        return operation.attached == (2,)
+    if operation.kind is not None:
+        return False
+    return operation.is_linear or operation.may_be_relu or operation.name in SELECTIONS | {"LeakyRelu", "PreluKernel"}
 
 
 class _ConstantWeights(TorchFunctionMode):
@@ -345,11 +360,11 @@ class _ConstantWeights(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Sees each torch function that the model calls."""
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        name, _, args, kwargs, _ = named(func, args, kwargs)
         if name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
             self.attended = True
-            named = {key: value.detach() if key in ("query", "key") else value for key, value in kwargs.items()}
-            return func(*(arg.detach() for arg in args[:2]), *args[2:], **named)
+            others = {key: value.detach() if key in ("query", "key") else value for key, value in kwargs.items()}
+            return func(*(arg.detach() for arg in args[:2]), *args[2:], **others)
         if name == "softmax":
             self.attended = True
             return func(*args, **kwargs).detach()

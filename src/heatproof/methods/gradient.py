@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heatproof import plugins, seeding
-from heatproof.errors import InputError
-from heatproof.methods import options, rows, rules
+from heatproof.errors import InputError, ModelError
+from heatproof.methods import options, rows, rules, secants
 from heatproof.methods.folding import quickened
 from heatproof.methods.lrp import Lrp
 from heatproof.methods.options import Baseline, BaselineImage
 from heatproof.methods.protocol import Method
 from heatproof.models.normalization import Normalization
+from heatproof.models.targets import network_and_scalar
 
 __all__ = [
     "Deconvolution",
@@ -255,8 +256,10 @@ def _positive_gradients(
         inputs = rows.leaf(images)
         with rules.PositiveGradients(rule) as mode:
             logits = rows.logits_of(model, inputs.clone())
-        mode.check(model)
-        return torch.autograd.grad(rows.chosen(logits, targets).sum(), inputs)[0].float()
+        scores = rows.chosen(logits, targets)
+        rows.check_reached(model, scores, inputs)
+        mode.check(model, logits, inputs)
+        return torch.autograd.grad(scores.sum(), inputs)[0].float()
 
 
 BASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -429,9 +432,12 @@ class DeepLift:
 
     A nonlinearity's multiplier is (y - y_baseline) / (x - x_baseline) in place of its derivative; below a difference
     of 1e-6 it is the derivative. Convolutions, linear layers, batch norm and mean pooling keep their
-    gradients, being linear. So do softmax, layer norm and products of activations, which are not: there a map does
-    not sum to logit(image) - logit(baseline). Any number of calls of one module, functions and in-place forms
-    are all right.
+    gradients, being linear. A product of two activations (a gate, attention) counts each factor with the mean of the other
+    for image and baseline; softmax and layer norm are taken apart into such functions. It makes no difference how a function
+    is spelt: as a module or function, in-place or not, a ReLU as `clamp` or `maximum` or with a mask.
+
+    The values of a map sum to logit(image) - logit(baseline); this is checked. (Of a `Retargeted` model that is not linear in
+    the outputs, what is explained is the scalar's gradient at the image's outputs.)
 
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits.
@@ -441,9 +447,13 @@ class DeepLift:
             of the pool's outputs goes to the larger of the two maxima, and the sum is exact.
         normalization: the model's; needed for the black baseline, provided by the stage.
 
+    Raises:
+        ModelError: on the call, where the model runs an operation that has no rule or cannot be seen (in a scripted module, in
+            an autograd function), or where a map does not sum to the difference, as with a part under `torch.no_grad`.
+
     Reference:
         Shrikumar, Greenside, Kundaje: "Learning important features through propagating activation differences",
-        ICML 2017, arXiv:1704.02685, section 3.5.1.
+        ICML 2017, arXiv:1704.02685, section 3.5.1. The rule for products is the Shapley value of two factors.
     """
 
     model: nn.Module
@@ -459,15 +469,41 @@ class DeepLift:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, C, H, W), float32, signed."""
         rows.check_batch(images, targets)
         baseline = BaselineImage(self.baseline, self.normalization)(images).expand_as(images[:1])
-        names = rules.ELEMENTWISE | ({"max_pool2d"} if self.max_pool == "rescale" else set())
+        network, scalar = network_and_scalar(self.model)
         with rows.explaining(self.model):
-            with torch.no_grad(), rules.RecordReferences(names) as recorder:
-                rows.logits_of(self.model, baseline.clone())
+            with secants.Record() as record:
+                outputs0 = rows.logits_of(network, rows.leaf(baseline).clone()).detach()
             inputs = rows.leaf(images)
-            with rules.Rescale(names, recorder.references):
-                logits = rows.logits_of(self.model, inputs.clone())
-            (multipliers,) = torch.autograd.grad(rows.chosen(logits, targets).sum(), inputs)
-        return (multipliers * (images.detach() - baseline)).float()
+            with secants.Rescale(record.references, exact_pools=self.max_pool == "rescale") as rescale:
+                outputs = rows.logits_of(network, inputs.clone())
+            scores = rows.chosen(scalar(outputs), targets)
+            rows.check_reached(self.model, scores, inputs)
+            rules.check_operations("DeepLift", network, outputs, inputs, lambda operation: operation.is_linear)
+            (weights,) = torch.autograd.grad(scores.sum(), outputs, retain_graph=True)
+            (multipliers,) = torch.autograd.grad(outputs, inputs, weights)
+        maps = multipliers * (images.detach() - baseline)
+        self._check_sums(maps, weights, outputs.detach(), outputs0, rescale.lost)
+        return maps.float()
+
+    def _check_sums(
+        self, maps: Tensor, weights: Tensor, outputs: Tensor, outputs0: Tensor, lost: Sequence[Tensor]
+    ) -> None:
+        """Checks that each map, and what its max-pools lost, sum to the difference of the outputs (N, K) with these weights."""
+        sums = options.in_double(maps).flatten(1).sum(dim=1)
+        for missing in lost:
+            sums += options.in_double(missing)
+        weights, outputs, outputs0 = (options.in_double(values) for values in (weights, outputs, outputs0))
+        differences = (weights * (outputs - outputs0)).sum(dim=1)
+        size = maps.abs().flatten(1).sum(dim=1).to(sums) + (weights * (outputs.abs() + outputs0.abs())).abs().sum(dim=1)
+        # Rounding errors grow from layer to layer; half of the digits are left wherever logits mean anything.
+        wrong = (sums - differences).abs() > torch.finfo(maps.dtype).eps ** 0.5 * size
+        if bool(wrong.any()):
+            first = int(wrong.nonzero()[0])
+            raise ModelError(
+                f"DeepLift: {type(self.model).__name__}: a map sums to {float(sums[first]):.4g}, but the logit differs from the "
+                f"baseline's by {float(differences[first]):.4g}: a part of the model depends on the image without a gradient "
+                "(torch.no_grad, detach, a mask made from values), so no map of it is right; use methods.perturbation"
+            )
 
 
 @dataclass(frozen=True)

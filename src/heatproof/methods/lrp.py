@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from heatproof.errors import ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.folding import BatchNorm, merged
-from heatproof.methods.rules import ELEMENTWISE, replaced
+from heatproof.methods.graph import REARRANGEMENTS, SELECTIONS, Operation
+from heatproof.methods.rules import CHOICES, ELEMENTWISE, Called, Rule, check_operations, named, replaced
 from heatproof.models.targets import network_and_scalar
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in rows, rules, folding or variants
@@ -60,7 +61,8 @@ class Lrp:
         epsilon: keeps the denominators from zero.
 
     Raises:
-        ModelError: on the call, where the model calls a function that has no rule.
+        ModelError: on the call, where the model runs an operation that has no rule, or that cannot be seen (in a scripted module,
+            in an autograd function).
 
     Reference:
         Bach et al.: "On pixel-wise explanations for non-linear classifier decisions by layer-wise relevance
@@ -90,6 +92,8 @@ class Lrp:
             with _Relevance(COMPOSITES[self.composite], self.epsilon):
                 outputs = rows.logits_of(network, inputs.clone())
             explained = rows.chosen(scalar(outputs), targets)
+            rows.check_reached(self.model, explained, inputs)
+            check_operations("Lrp", network, outputs, inputs, hands_on)
             # Of one class, its logit; of a difference, both logits with their signs.
             (weights,) = torch.autograd.grad(explained.sum(), outputs, retain_graph=True)
             return torch.autograd.grad(outputs, inputs, grad_outputs=weights * outputs.detach())[0].float()
@@ -107,11 +111,18 @@ MEANS = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "mean", "sum"})
 _WEIGHTED = frozenset({"conv2d", "linear"})
 SUMS = frozenset({"add", "__add__", "__iadd__", "__radd__"})
 # With a constant, each output has one input, which gets all of its relevance; of two activations there is no rule.
-WITH_CONSTANT = (
-    SUMS
-    | {"sub", "rsub", "__sub__", "__rsub__", "mul", "__mul__", "__rmul__", "div", "true_divide", "__truediv__"}
-    | {"clamp", "clamp_min"}
-)
+WITH_CONSTANT = SUMS | {
+    "sub",
+    "rsub",
+    "__sub__",
+    "__rsub__",
+    "mul",
+    "__mul__",
+    "__rmul__",
+    "div",
+    "true_divide",
+    "__truediv__",
+}
 
 
 class Term(NamedTuple):
@@ -158,8 +169,8 @@ class _Relevance(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Sees each torch function that the model calls."""
-        kwargs, name = kwargs or {}, plain_name(func)
-        attached = [i for i, value in enumerate(args) if isinstance(value, Tensor) and value.requires_grad]
+        call = named(func, args, kwargs)
+        name, _, args, kwargs, attached = call
         if attached == [0] and name in _WEIGHTED:
             return self._weighted(func, name, *args, **kwargs)
         if attached == [0] and name == "batch_norm":
@@ -168,8 +179,8 @@ class _Relevance(TorchFunctionMode):
             return self._mean(lambda x: func(x, *args[1:], **kwargs), args[0])
         if attached == [0, 1] and name in SUMS:
             return Sum.apply(*args[:2], lambda a, b: func(a, b, *args[2:], **kwargs), self.epsilon)
-        if len(attached) == 1 and name in ELEMENTWISE | WITH_CONSTANT:
-            return one_to_one(func, attached[0], args, kwargs)
+        if len(attached) == 1 and name in ELEMENTWISE | CHOICES | WITH_CONSTANT:
+            return one_to_one(call)
         output = func(*args, **kwargs)
         if name not in MOVES and isinstance(output, Tensor) and output.requires_grad:
             raise ModelError(f"Lrp: has no rule for {name!r}, which the model calls; use another method for this model")
@@ -203,10 +214,9 @@ class _Relevance(TorchFunctionMode):
         return shared_out(x, call, lambda: [Term(kept, call)], self.epsilon)
 
 
-def plain_name(function: Any) -> str:
-    """The name that torch gives a function, without the underscore of the in-place form."""
-    name = str(getattr(function, "__name__", function))
-    return name if name.startswith("__") else name.removesuffix("_")
+def hands_on(operation: Operation) -> bool:
+    """Whether the ordinary backward pass hands relevance on as it should: each output is one of the inputs."""
+    return operation.kind is None and operation.name in REARRANGEMENTS | SELECTIONS
 
 
 def shared_out(x: Tensor, call: Callable[[Tensor], Tensor], terms: Callable[[], list[Term]], epsilon: float) -> Tensor:
@@ -225,7 +235,7 @@ def shared_out(x: Tensor, call: Callable[[Tensor], Tensor], terms: Callable[[], 
     return replaced(x, call, rule)
 
 
-class Sum(torch.autograd.Function):
+class Sum(Rule):
     """a + b, whose relevance is shared out in proportion to a and b."""
 
     @staticmethod
@@ -247,14 +257,10 @@ class Sum(torch.autograd.Function):
         return a, b, None, None
 
 
-def one_to_one(func: Any, position: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """A function of one activation, at this position of the arguments, which gets all the relevance of the output."""
-    shape = args[position].shape  # the rule must not hold x, which is the output where the function is in-place
-    return replaced(
-        args[position],
-        lambda x: func(*args[:position], x, *args[position + 1 :], **kwargs),
-        lambda relevance: relevance.sum_to_size(shape),
-    )
+def one_to_one(call: Called) -> Tensor:
+    """A function of one activation, which gets all the relevance of the output."""
+    shape = call.x.shape  # the rule must not hold x, which is the output where the function is in-place
+    return replaced(call.x, call.on, lambda relevance: relevance.sum_to_size(shape))
 
 
 def away_from_zero(values: Tensor, epsilon: float) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from heatproof import checks
 from heatproof.errors import InputError, ModelError
+from heatproof.methods import graph
 from heatproof.models.hooks import frozen_eval
 
 PIXELS_PER_FORWARD = {"cpu": 16 * 224 * 224, "accelerator": 32 * 224 * 224}
@@ -84,11 +85,25 @@ def _outside_inference(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
+def check_reached(model: nn.Module, scores: Tensor, inputs: Tensor) -> None:
+    """Checks that a gradient of the scores comes to the leaf `inputs`.
+
+    Raises:
+        ModelError: where none does.
+    """
+    if not graph.is_reached(scores, inputs):
+        raise ModelError(
+            f"{type(model).__name__}: no gradient of the logits comes to the image (torch.no_grad, detach, argmax or rounding "
+            "inside the model), so there is nothing for a gradient method to explain; use methods.perturbation"
+        )
+
+
 def logit_gradients(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Gradient (N, C, H, W) of each image's target logit; to be called inside `explaining(model)`."""
     inputs = leaf(images)
     # The model works on a copy: its first layer may be in-place, and the images are not ours.
     scores = chosen(logits_of(model, inputs.clone()), targets)
+    check_reached(model, scores, inputs)
     # In evaluation mode no image influences another, so one backward pass serves the whole batch.
     return torch.autograd.grad(scores.sum(), inputs)[0]
 

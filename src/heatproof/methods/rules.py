@@ -2,29 +2,83 @@
 
 Each rule is a mode that sees every torch function while the model runs inside it. So it finds a ReLU whether it is a
 module, a function or a tensor's method, in-place or not, and one module that is called several times is as many
-nonlinearities. There are no hooks on modules, so none can be left behind. The backward pass belongs outside the mode.
+nonlinearities. There are no hooks on modules, so none can be left behind. The backward pass belongs outside the mode. What a
+mode cannot see, autograd's graph shows (`check_operations`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from heatproof.errors import ModelError
+from heatproof.methods import graph
 
 ELEMENTWISE = frozenset(
-    {"relu", "relu6", "hardtanh", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish"}
-) | {"softplus", "softsign", "sigmoid", "logsigmoid", "tanh", "hardswish", "hardsigmoid"}
-"""Functions of one number, by the name that torch gives them (without the underscore of the in-place form)."""
+    {
+        "relu",
+        "relu6",
+        "hardtanh",
+        "leaky_relu",
+        "prelu",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+        "rrelu",
+        "threshold",
+    }
+) | {
+    "softplus",
+    "softsign",
+    "sigmoid",
+    "logsigmoid",
+    "log_sigmoid",
+    "tanh",
+    "hardswish",
+    "hardsigmoid",
+    "hardshrink",
+    "softshrink",
+}
+"""Activation functions: functions of one number, by their plain names (`named`)."""
 
-SMALLEST_DIFFERENCE = 1e-6
-"""Below this difference of its inputs, a nonlinearity's secant is lost in rounding: DeepLift takes the tangent."""
+CHOICES = frozenset({"clamp", "clamp_min", "clamp_max", "maximum", "minimum", "fmax", "fmin", "where", "masked_fill"})
+"""With constants beside one activation, other spellings of ReLU and its kin."""
+
+OF_ONE_NUMBER = (
+    ELEMENTWISE
+    | CHOICES
+    | {
+        "abs",
+        "square",
+        "pow",
+        "__pow__",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "erf",
+        "sin",
+        "cos",
+    }
+)
+"""All functions of one activation, with constants beside it, that DeepLift counts with their secants."""
 
 
-class Replaced(torch.autograd.Function):
+class Rule(torch.autograd.Function):
+    """A function whose backward pass is a method's rule."""
+
+
+class Replaced(Rule):
     """y = call(x) forwards; backwards, whatever `rule` makes of the gradient that arrives."""
 
     @staticmethod
@@ -48,22 +102,87 @@ def replaced(x: Tensor, call: Callable[[Tensor], Tensor], rule: Callable[[Tensor
     return y
 
 
-class Call(NamedTuple):
-    """A torch function as it was called on a tensor: its plain name, and what to call on another tensor."""
+def named(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> "Called":
+    """A torch function under its plain name, however it was called.
+
+    Without the underscore of the in-place form; a first argument that was given by name stands first; `max` of two tensors is
+    `maximum`, `clip` is `clamp`.
+
+    >>> named(torch.Tensor.clip_, (torch.zeros(1), 0), None).name
+    'clamp'
+    """
+    kwargs = dict(kwargs or {})
+    name = str(getattr(function, "__name__", function))
+    if not name.startswith("__"):
+        name = name.strip("_")
+    if not args and "input" in kwargs:
+        args = (kwargs.pop("input"),)
+    if name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
+        name += "imum"
+    name = {"clip": "clamp", "multiply": "mul", "__imul__": "mul", "concatenate": "cat"}.get(name, name)
+    attached = [i for i, value in enumerate(args) if isinstance(value, Tensor) and value.requires_grad]
+    return Called(name, function, args, kwargs, attached)
+
+
+class Called(NamedTuple):
+    """A torch function as it was called.
+
+    Args:
+        name: its plain name.
+        function: what was called.
+        args: positional arguments.
+        kwargs: named arguments.
+        attached: positions of the tensors that depend on the image, as far as gradients tell.
+    """
 
     name: str
-    on: Callable[[Tensor], Tensor]
-    x: Tensor
-    is_relu: bool
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    attached: list[int]
 
-    @classmethod
-    def read(cls, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Call | None":
-        """The call of a function on a tensor; None for other things that a mode sees, such as attributes."""
-        if not args or not isinstance(args[0], Tensor):
-            return None
-        name = str(getattr(function, "__name__", "")).removesuffix("_")
-        is_relu = name in ("relu", "relu6") or (name == "hardtanh" and kwargs.get("min_val") == 0)
-        return cls(name, lambda x: function(x, *args[1:], **kwargs), args[0], is_relu)
+    @property
+    def x(self) -> Tensor:
+        """The first activation."""
+        x: Tensor = self.args[self.attached[0]]
+        return x
+
+    @property
+    def constants(self) -> list[Any]:
+        """All other arguments."""
+        return [value for i, value in enumerate(self.args) if i not in self.attached] + list(self.kwargs.values())
+
+    def on(self, *activations: Tensor) -> Any:
+        """The function of other activations in the place of its own."""
+        args = list(self.args)
+        for position, activation in zip(self.attached, activations, strict=True):
+            args[position] = activation
+        return self.function(*args, **self.kwargs)
+
+    def run(self) -> Any:
+        """The call as it was made."""
+        return self.function(*self.args, **self.kwargs)
+
+
+def check_operations(
+    method: str, model: object, outputs: Tensor, inputs: Tensor, is_right: Callable[[graph.Operation], bool]
+) -> None:
+    """Checks, after the model has run, that a method's rules cover all that the backward pass will do.
+
+    Raises:
+        ModelError: naming the first operation, from the image on, for which there is no rule, or whose call was hidden.
+    """
+    wrong = [op for op in graph.operations(outputs, inputs) if not _is_ours(op) and not is_right(op)]
+    if wrong:
+        raise ModelError(
+            f"{method}: has no rule for {wrong[-1].described}, which {type(model).__name__} runs (or runs where it cannot be "
+            "seen: inside a scripted or traced module or an autograd function), so the map would be the plain gradient there; "
+            "use the network as plain modules and functions of torch, or another method, such as IntegratedGradients"
+        )
+
+
+def _is_ours(operation: graph.Operation) -> bool:
+    return operation.kind is not None and issubclass(operation.kind, Rule)
 
 
 class PositiveGradients(TorchFunctionMode):
@@ -78,136 +197,113 @@ class PositiveGradients(TorchFunctionMode):
         super().__init__()
         self.rule = rule
         self.seen = 0
+        self._of_the_image = WeakIdKeyDictionary()  # tensors that depend on the image and have no gradient
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Sees each torch function that the model calls."""
-        kwargs = kwargs or {}
-        call = Call.read(func, args, kwargs)
-        if call is None or not call.is_relu or not call.x.requires_grad:
-            return func(*args, **kwargs)
-        self.seen += 1
-        if self.rule == "deconvolution":
-            return replaced(call.x, call.on, _positive)
-        output = call.on(call.x)
-        output.register_hook(_positive)  # the hook belongs to this pass's graph and goes with it
+        call = named(func, args, kwargs)
+        bounds = self._relu(call)
+        if bounds is not None:
+            self.seen += 1
+            if self.rule == "deconvolution":
+                return replaced(call.x, call.on, _positive)
+            low, high = bounds
+            x = call.x.detach()
+            passes = (x > low) & (x < high)
+            return replaced(call.x, call.on, lambda gradient: _positive(gradient) * passes)
+        output = call.run()
+        if isinstance(output, Tensor) and not output.requires_grad:
+            if call.attached or any(isinstance(v, Tensor) and v in self._of_the_image for v in call.args):
+                self._of_the_image[output] = True
         return output
 
-    def check(self, model: object) -> None:
-        """Checks, after the model has run, that the rule had something to change.
+    def _relu(self, call: Called) -> tuple[float, float] | None:
+        """Where a call is a ReLU or ReLU6, the interval in which it lets its input through."""
+        if len(call.attached) != 1:
+            return None
+        if call.name == "relu":
+            return 0.0, math.inf
+        if call.name == "relu6":
+            return 0.0, 6.0
+        low, high = _bounds(call)
+        if low is not None and _is_zero(low):
+            return (0.0, math.inf) if high is None else (0.0, float(high)) if _is_number(high) else None
+        masked = [v for v in call.args if isinstance(v, Tensor) and v in self._of_the_image]
+        if masked and call.name in ("mul", "__mul__", "__rmul__", "where", "masked_fill"):
+            x = call.x.detach()
+            y = (
+                named(call.function, tuple(v.clone() if v is call.x else v for v in call.args), call.kwargs)
+                .run()
+                .detach()
+            )
+            if torch.equal(y, x.clamp(min=0)):
+                return 0.0, math.inf
+            raise ModelError(
+                f"the model calls {call.name!r} with a mask that it makes from the image, so it cannot be seen whether this is a "
+                "ReLU, and guided backprop and deconvolution have no rule for it; use another method"
+            )
+        return None
+
+    def check(self, model: object, outputs: Tensor, inputs: Tensor) -> None:
+        """Checks, after the model has run, that the rule had something to change and that no ReLU was hidden.
 
         Raises:
-            ModelError: where the model called no ReLU.
+            ModelError: where the model called no ReLU, or calls one where it cannot be seen.
         """
         if self.seen == 0:
             raise ModelError(
                 f"{type(model).__name__}: called no ReLU that can be seen (GELU and SiLU are none, and a scripted model "
                 "hides them), so guided backprop and deconvolution would be the plain gradient; use another method"
             )
+        name = {"guided": "GuidedBackprop", "deconvolution": "Deconvolution"}[self.rule]
+        check_operations(name, model, outputs, inputs, lambda op: op.kind is None and not op.may_be_relu)
+
+
+def _bounds(call: Called) -> tuple[Any, Any]:
+    """Lower and upper bound of a call that only cuts its input off; None where it does not."""
+    low = high = None
+    args = [*call.args[1:], None, None]
+    match call.name:
+        case "hardtanh":
+            low, high = call.kwargs.get("min_val", args[0]), call.kwargs.get("max_val", args[1])
+        case "clamp":
+            low, high = call.kwargs.get("min", args[0]), call.kwargs.get("max", args[1])
+        case "clamp_min":
+            low = call.kwargs.get("min", args[0])
+        case "maximum" | "fmax":
+            low = call.kwargs.get("other", call.args[1 - call.attached[0]] if len(call.args) > 1 else None)
+        case "threshold":
+            threshold, value = call.kwargs.get("threshold", args[0]), call.kwargs.get("value", args[1])
+            low = threshold if _is_zero(threshold) and _is_zero(value) else None
+    return low, high
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _is_zero(value: Any) -> bool:
+    return not bool(value.any()) if isinstance(value, Tensor) else isinstance(value, int | float) and value == 0
 
 
 def _positive(gradient: Tensor) -> Tensor:
     return gradient.clamp(min=0)
 
 
-class Reference(NamedTuple):
-    """What a nonlinearity was given and gave for the baseline."""
+def multi_head(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor], linear: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, weight: Tensor, bias: Tensor | None,
+    bias_k: Any, bias_v: Any, zero: bool, dropout: float, out_weight: Tensor, out_bias: Tensor | None, **named: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """`torch.nn.functional.multi_head_attention_forward` in steps that have rules; it takes and gives (T, B, D).
 
-    name: str
-    x: Tensor
-    y: Tensor
-
-
-class RecordReferences(TorchFunctionMode):
-    """Notes, in order, what each nonlinearity does while the model runs on the baseline.
-
-    Args:
-        names: the functions to note.
+    Raises:
+        ModelError: where attention has masks, or keys of its own.
     """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        super().__init__()
-        self.names = frozenset(names)
-        self.references: list[Reference] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Sees each torch function that the model calls."""
-        kwargs = kwargs or {}
-        call = Call.read(func, args, kwargs)
-        if call is None or call.name not in self.names:
-            return func(*args, **kwargs)
-        x = call.x.clone()  # the call, or a later one, may be in-place
-        y = call.on(call.x)
-        self.references.append(Reference(call.name, x, y.clone()))
-        return y
-
-
-class Rescale(TorchFunctionMode):
-    """DeepLift's rescale rule: backwards, a nonlinearity counts with its secant from the baseline to the image.
-
-    Args:
-        names: the functions that follow the rule; the others keep their ordinary backward pass.
-        references: of the same functions, from `RecordReferences`; of batch size 1 or that of the images.
-    """
-
-    def __init__(self, names: Iterable[str], references: Iterable[Reference]) -> None:
-        super().__init__()
-        self.names = frozenset(names)
-        self.references: Iterator[Reference] = iter(references)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Sees each torch function that the model calls."""
-        kwargs = kwargs or {}
-        call = Call.read(func, args, kwargs)
-        if call is None or call.name not in self.names:
-            return func(*args, **kwargs)
-        reference = next(self.references, None)
-        if reference is None or reference.name != call.name or reference.x.shape[1:] != call.x.shape[1:]:
-            raise ModelError(f"DeepLift: the model took another path ({call.name}) for the image than for the baseline")
-        if not call.x.requires_grad:
-            return call.on(call.x)
-        if call.name == "max_pool2d":
-            return replaced(call.x, call.on, _MaxPoolSecant(call, reference, args[1:], kwargs))
-        multipliers = _secants(call, reference)
-        return replaced(call.x, call.on, lambda gradient: gradient * multipliers)
-
-
-def _secants(call: Call, reference: Reference) -> Tensor:
-    """(y - y_ref) / (x - x_ref) of a function of one number; its derivative where x and x_ref are as good as equal."""
-    x = call.x.detach().clone().requires_grad_()
-    y = call.on(x.clone())
-    (tangents,) = torch.autograd.grad(y.sum(), x)
-    x, y = x.detach(), y.detach()
-    run = x - reference.x
-    return torch.where(run.abs() < SMALLEST_DIFFERENCE, tangents, (y - reference.y) / run)
-
-
-class _MaxPoolSecant:
-    """Backward rule of a max-pool whose outputs' differences are all accounted for.
-
-    The difference of an output goes to the place of the larger of the two maxima, the image's or the baseline's:
-    there the inputs differ by at least as much, so that no multiplier exceeds 1. Overlapping windows add up.
-    """
-
-    def __init__(self, call: Call, reference: Reference, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        options = {**dict(zip(_POOL_OPTIONS, args, strict=False)), **kwargs, "return_indices": True}
-        x = call.x.detach()
-        y, self.places = functional.max_pool2d(x, **options)
-        y_ref, places_ref = functional.max_pool2d(reference.x, **options)
-        self.places_ref = places_ref.expand_as(y)
-        self.run = x - reference.x
-        self.rise = (y - y_ref).clamp(min=0)  # where the image's maximum is the larger one
-        self.fall = (y - y_ref).clamp(max=0)
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        contributions = self._spread(gradient * self.rise, self.places) + self._spread(
-            gradient * self.fall, self.places_ref
-        )
-        tangents = self._spread(gradient, self.places)
-        return torch.where(self.run.abs() < SMALLEST_DIFFERENCE, tangents, contributions / self.run)
-
-    def _spread(self, values: Tensor, places: Tensor) -> Tensor:
-        flat = values.new_zeros(self.run.shape).flatten(2)
-        return flat.scatter_add_(2, places.flatten(2), values.flatten(2)).view(self.run.shape)
-
-
-_POOL_OPTIONS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    masks = [name for name in ("key_padding_mask", "attn_mask") if named.get(name) is not None]
+    if masks or bias_k is not None or zero or weight is None:
+        raise ModelError("there is no rule for multi-head attention with a mask or keys of its own; use another method")
+    biases = (None,) * 3 if bias is None else bias.chunk(3)
+    projected = [linear(x, w, b) for x, w, b in zip((query, key, value), weight.chunk(3), biases, strict=True)]
+    mixed = attend(*(x.unflatten(2, (heads, -1)).permute(1, 2, 0, 3) for x in projected))  # (B, A, T, d)
+    return linear(mixed.permute(2, 0, 1, 3).flatten(2), out_weight, out_bias), None

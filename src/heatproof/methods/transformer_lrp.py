@@ -31,11 +31,11 @@ from heatproof.methods.lrp import (
     Sum,
     Term,
     away_from_zero,
+    hands_on,
     one_to_one,
-    plain_name,
     shared_out,
 )
-from heatproof.methods.rules import ELEMENTWISE, replaced
+from heatproof.methods.rules import CHOICES, ELEMENTWISE, Rule, check_operations, multi_head, named, replaced
 from heatproof.models.attention import Block, architecture_of, attention
 from heatproof.models.targets import network_and_scalar
 
@@ -190,10 +190,13 @@ def propagated(
             raise ModelError(
                 f"{type(model).__name__}: calls no attention to explain; methods.gradient.Lrp fits convolutional networks"
             )
-        if layers not in (None, mode.attended):
-            raise ModelError(f"{type(model).__name__}: calls attention {mode.attended} times; {layers} are known")
         start = inputs if layers is None else mode.start
-        (weights,) = torch.autograd.grad(rows.chosen(scalar(outputs), targets).sum(), outputs, retain_graph=True)
+        if layers not in (None, mode.attended) or start is None:
+            raise ModelError(f"{type(model).__name__}: calls attention {mode.attended} times; {layers} are known")
+        scores = rows.chosen(scalar(outputs), targets)
+        rows.check_reached(model, scores, start)
+        check_operations("transformer LRP", network, outputs, start, hands_on)
+        (weights,) = torch.autograd.grad(scores.sum(), outputs, retain_graph=True)
         # With both signs the totals would cancel, and with them, where branches meet, all relevance.
         return torch.autograd.grad(outputs, start, grad_outputs=weights.clamp(min=0))[0]
 
@@ -216,7 +219,7 @@ class _InPrecision(nn.Module):
 
 _PRODUCTS = frozenset({"matmul", "__matmul__", "bmm"})
 _FACTORS = frozenset({"mul", "__mul__"})
-_PASSED_ON = ELEMENTWISE | {"layer_norm", "rms_norm"}
+_PASSED_ON = ELEMENTWISE | CHOICES | {"layer_norm", "rms_norm"}
 
 
 class _Relevance(TorchFunctionMode):
@@ -230,14 +233,14 @@ class _Relevance(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Sees each torch function that the model calls."""
-        kwargs, name = kwargs or {}, plain_name(func)
+        call = named(func, args, kwargs)
+        name, _, args, kwargs, attached = call
         if name == "multi_head_attention_forward":
-            return self._multi_head(*args)
+            return multi_head(lambda *split: self._attention(None, *split), _linear, *args, **kwargs)
         if name == "scaled_dot_product_attention":
             return self._attention(func, *args, **kwargs)
         if name == "conv2d" and self.start is None:
             return self._patches(func, *args, **kwargs)
-        attached = [i for i, value in enumerate(args) if isinstance(value, Tensor) and value.requires_grad]
         if attached == [0] and name == "linear":
             return _linear(*args, **kwargs)
         if attached == [0] and name == "softmax":
@@ -250,7 +253,7 @@ class _Relevance(TorchFunctionMode):
         if attached and name in SUMS and isinstance(args[1 - attached[0]], Tensor):
             return _Branches.apply(*args[:2], lambda a, b: func(a, b, *args[2:], **kwargs), EPSILON)
         if len(attached) == 1 and name in _PASSED_ON | WITH_CONSTANT:
-            return one_to_one(func, attached[0], args, kwargs)
+            return one_to_one(call)
         output = func(*args, **kwargs)
         if name not in MOVES and isinstance(output, Tensor) and output.requires_grad:
             raise ModelError(
@@ -295,17 +298,6 @@ class _Relevance(TorchFunctionMode):
         scale = named.get("scale") or query.shape[-1] ** -0.5
         output: Tensor = _Attention.apply(query, key, value, scale, self.visit)
         return output
-
-    def _multi_head(
-        self, query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, weight: Tensor, bias: Tensor | None,
-        bias_k: Any, bias_v: Any, zero: Any, dropout: float, out_weight: Tensor, out_bias: Tensor | None, **named: Any,
-    ) -> tuple[Tensor, None]:  # fmt: skip
-        """Torch's attention in one function; it takes and gives (T, B, D)."""
-        biases = (None,) * 3 if bias is None else bias.chunk(3)
-        projected = [_linear(x, w, b) for x, w, b in zip((query, key, value), weight.chunk(3), biases, strict=True)]
-        split = (x.unflatten(2, (heads, -1)).permute(1, 2, 0, 3) for x in projected)  # (B, A, T, d)
-        mixed = self._attention(None, *split)
-        return _linear(mixed.permute(2, 0, 1, 3).flatten(2), out_weight, out_bias), None
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -358,7 +350,7 @@ def _total(values: Tensor) -> Tensor:
     return values.sum(dim=tuple(range(1, values.ndim)), keepdim=True)
 
 
-class _Product(torch.autograd.Function):
+class _Product(Rule):
     """A product of two activations, each of which gets half of the relevance, in proportion to the terms."""
 
     @staticmethod
@@ -375,7 +367,7 @@ class _Product(torch.autograd.Function):
         return *_halves(ctx.call, a, b, relevances[0]), None
 
 
-class _Attention(torch.autograd.Function):
+class _Attention(Rule):
     """softmax(Q K' scale) V, whose matrices are there for one layer at a time.
 
     No fused kernel: relevance is divided by what the layers give, and where that nearly cancels, another order of rounding
