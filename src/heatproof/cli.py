@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from heatproof import config, threads
+from heatproof import config, plugins, threads
 from heatproof.errors import CellsFailedError, HeatproofError, InputError, MapError, MissingInputError, nearest
 from heatproof.stages.registry import STAGES
 
@@ -63,19 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("heatproof: interrupted; what is done is kept, the same command goes on from there", file=sys.stderr)  # noqa: T201
         return 130
-    except OSError as error:
-        if error.errno not in MENDABLE and "No space left" not in str(error):
+    except Exception as error:
+        known = _mendable(error) or plugins.raised_by_a_plugin(error)
+        if known is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(
-            f"{where}{error.strerror or error}; what is done is kept, mend it and run the same command again", 2
-        )
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:150]
-        return _fail(f"memory is full ({reason}); what is done is kept, take a smaller batch_size or width", 2)
+        return _fail(known, 2)
     return 0
+
+
+def _mendable(error: Exception) -> str | None:
+    """What a user can do about an error of the operating system or about full memory; None for any other error."""
+    if isinstance(error, OSError) and (error.errno in MENDABLE or "No space left" in str(error)):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}; what is done is kept, mend it and run the same command again"
+    if _is_out_of_memory(error):
+        reason = " ".join(str(error).split())[:150]
+        return f"memory is full ({reason}); what is done is kept, take a smaller batch_size or width"
+    return None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

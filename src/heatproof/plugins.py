@@ -5,12 +5,17 @@ import importlib
 import inspect
 import pkgutil
 import sys
+import traceback
 import types
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from heatproof.errors import PluginError, nearest
+
+_NAMED: set[str] = set()
+"""The packages that dotted paths led to: whose code runs because a user named it."""
+_OURS = {"heatproof", "torch", "torchvision"}
 
 
 def resolve(path: str) -> Any:
@@ -20,6 +25,7 @@ def resolve(path: str) -> Any:
         PluginError: where a part of the path does not exist (naming the nearest) or its module fails to import.
     """
     parts = path.split(".")
+    _NAMED.add(parts[0])
     found: Any = _import(path, parts[0])
     if found is None:
         raise PluginError(
@@ -33,6 +39,29 @@ def resolve(path: str) -> Any:
         if found is None:
             raise PluginError(f"{path}: {'.'.join(parts[:position])} has no {name!r}{nearest(name, _names_in(owner))}")
     return found
+
+
+def raised_by_a_plugin(error: BaseException) -> PluginError | None:
+    """What a user's code, or a library that a user named by a dotted path, is to be blamed for: one line; else None.
+
+    That is an error behind whose place in their code no code of ours stands: in a method, a fill, a network, a data set, whatever
+    was named. The traceback is written to a file in the current folder.
+    """
+    named, ours = _NAMED - _OURS, None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        package = str(frame.f_globals.get("__name__", "")).split(".")[0]
+        if package in named or package == "heatproof":
+            ours = None if package == "heatproof" else f"{frame.f_code.co_filename}, line {line}"
+    if ours is None:
+        return None
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = text if len(text) <= 300 else f"{text[:300]}..."
+    written = Path("heatproof-traceback.txt")
+    try:
+        written.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError as reason:
+        return PluginError(f"{ours}: {text} (the traceback could not be written: {reason})")
+    return PluginError(f"{ours}: {text} (an error in your code, not in heatproof; its traceback: {written})")
 
 
 def _import(path: str, module: str) -> Any:

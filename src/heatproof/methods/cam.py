@@ -20,6 +20,7 @@ from torch.nn import functional
 from heatproof.errors import InputError, ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.gradient import GuidedBackprop
+from heatproof.methods.graph import is_reached
 from heatproof.methods.variants import scores_of_variants
 from heatproof.models.attention import on_grid, patch_grid, recorded_output
 from heatproof.models.hooks import frozen_eval, module_named, recorded
@@ -53,9 +54,12 @@ def activations(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -
         # A copy: the first layer may be in-place. No gradient is asked for the images, so the graph begins at the layer.
         scores = rows.chosen(rows.logits_of(model, images.detach().clone()), targets)
         values = recorded_output(layer, outputs, grid)
-        gradients = torch.autograd.grad(scores.sum(), values, allow_unused=True)[0] if scores.requires_grad else None
-    if gradients is None:
-        raise ModelError(f"layer {layer!r}: the logits do not depend on its last output; choose another layer")
+        if not is_reached(scores, values):
+            raise ModelError(
+                f"layer {layer!r}: the logits do not depend on its last output, or no gradient comes to it (torch.no_grad, "
+                "detach, argmax or rounding behind it); choose another layer"
+            )
+        (gradients,) = torch.autograd.grad(scores.sum(), values)
     return Activations(on_grid(values.detach(), grid), on_grid(gradients, grid))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from heatproof import methods, plugins
 from heatproof.errors import PluginError, nearest
+from heatproof.methods.protocol import attribute_of
 
 
 @functools.cache
@@ -54,7 +55,11 @@ def options_of(path: str, *, provided: tuple[str, ...]) -> dict[str, inspect.Par
         path: the dotted path.
         provided: names that are filled in for the user.
     """
-    parameters = list(inspect.signature(plugins.resolve(path)).parameters.values())[1:]
+    target = plugins.resolve(path)
+    parameters = list(inspect.signature(target).parameters.values())[1:]
+    if (attribute := attribute_of(target)) is not None:
+        parameters += list(inspect.signature(attribute).parameters.values())[2:]
+        provided = (*provided, "target")
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {p.name: p for p in parameters if p.kind in kinds and p.name not in provided}
 

@@ -1,7 +1,9 @@
 """Any attribution method named in a configuration, behind one call: images, targets and indices in, maps out.
 
 A dotted path names a *factory* `(model, **kwargs)` that returns a callable `(images, targets) -> maps`, or a *function*
-`(model, preprocessed_image, label, **kwargs) -> map` that explains one image, the form of the ROAR code.
+`(model, preprocessed_image, label, **kwargs) -> map` that explains one image, the form of the ROAR code. In place of a callable, a
+factory may return an object with `attribute(inputs, target=..., **kwargs)`, the form of Captum: then `captum.attr.Occlusion` is such
+a factory, and the options of its constructor and of `attribute` are given side by side.
 """
 
 import inspect
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 
 from heatproof import plugins, seeding
 from heatproof.errors import MapError
+from heatproof.methods.protocol import attribute_of
 from heatproof.methods.reduction import reduce_channels
 from heatproof.models import frozen_eval
+from heatproof.models.hooks import module_named
 
 # Parameters that a factory may name to be given by us; users never set them. `classifier_sha256` names the weights of the
 # classifier, for methods that were trained for one; it is not given where maps of other weights are wanted on purpose.
@@ -56,9 +60,13 @@ class Explainer:
             PluginError: naming what does not fit.
         """
         target = plugins.resolve(self.path)
+        factory, attribute = self._options_of(target)
         plugins.check_options(
-            self.path, target, self.options, positional=3 if self._is_function(target) else 1, provided=PROVIDED
+            self.path, target, factory, positional=3 if self._is_function(target) else 1, provided=PROVIDED
         )
+        if (function := attribute_of(target)) is not None:
+            # The class's own function: its first argument is the object, its second the images.
+            plugins.check_options(f"{self.path}.attribute", function, attribute, positional=2, provided=("target",))
 
     def code_version(self) -> str:
         """Version of the code that makes the maps, for their origin."""
@@ -83,7 +91,10 @@ class Explainer:
             explain = self._one_by_one(target, model, seed)
         else:
             extra = {name: provided[name] for name in PROVIDED if name in provided and plugins.wants(target, name)}
-            explain = _with_indices(target(model, **self.options, **extra))
+            factory, attribute = self._options_of(target)
+            if attribute_of(target) is not None and isinstance(factory.get("layer"), str):
+                factory["layer"] = module_named(model, factory["layer"])
+            explain = _with_indices(target(model, **factory, **extra), attribute)
 
         def call(images: Tensor, targets: Tensor, indices: Tensor) -> Explained:
             torch.manual_seed(seeding.derive(seed, "explain", int(indices[0])))
@@ -92,6 +103,14 @@ class Explainer:
             return self._checked(maps, images, indices)
 
         return call
+
+    def _options_of(self, target: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The options of a factory, and those of its `attribute` where it is a class in Captum's form."""
+        if attribute_of(target) is None:
+            return dict(self.options), {}
+        factory = {name: value for name, value in self.options.items() if plugins.wants(target, name)}
+        # A configuration has lists only; Captum asks for tuples.
+        return factory, {name: _as_tuple(value) for name, value in self.options.items() if name not in factory}
 
     def _is_function(self, target: Any) -> bool:
         if isinstance(target, type) or not callable(target):
@@ -139,7 +158,19 @@ class Explainer:
         return Explained(reduced, invalid)
 
 
-def _with_indices(explain: Any) -> Callable[[Tensor, Tensor, Tensor], Any]:
+def _with_indices(explain: Any, options: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor], Any]:
+    attribute = attribute_of(explain)
+    if attribute is not None:
+
+        def call(images: Tensor, targets: Tensor, indices: Tensor) -> Any:
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                return attribute(images.detach().clone().requires_grad_(), target=targets.clone(), **options)
+
+        return call
     if plugins.wants(explain, "indices"):
         return lambda images, targets, indices: explain(images, targets, indices=indices)
     return lambda images, targets, indices: explain(images, targets)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

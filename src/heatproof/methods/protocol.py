@@ -1,6 +1,7 @@
 """What an attribution method is: the types, for readers and for the type checker."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -27,3 +28,17 @@ class IndexedMethod(Protocol):
 
         Where they are None, each image draws as image 0 does, so that a batch still equals its images one by one.
         """
+
+
+def attribute_of(target: Any) -> Callable[..., Any] | None:
+    """The function `attribute(inputs, target=..., **options)` of a class or object in Captum's form; None of any other.
+
+    >>> class Saliency:
+    ...     def attribute(self, inputs, target=None): ...
+    >>> attribute_of(Saliency).__name__
+    'attribute'
+    """
+    if not isinstance(target, type) and callable(target):
+        return None
+    attribute = getattr(target, "attribute", None)
+    return attribute if callable(attribute) and "__call__" not in dir(target) else None

@@ -53,7 +53,8 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         ModelError: where the output is something else.
     """
-    logits = model(images)
+    # The parts of `DataParallel` would run in threads of their own, where no mode sees them.
+    logits = (model.module if isinstance(model, nn.DataParallel) else model)(images)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ModelError(f"{type(model).__name__}: gives {got} for {len(images)} images; expected (N, K) logits")

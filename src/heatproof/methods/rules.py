@@ -212,9 +212,9 @@ class PositiveGradients(TorchFunctionMode):
             passes = (x > low) & (x < high)
             return replaced(call.x, call.on, lambda gradient: _positive(gradient) * passes)
         output = call.run()
-        if isinstance(output, Tensor) and not output.requires_grad:
-            if call.attached or any(isinstance(v, Tensor) and v in self._of_the_image for v in call.args):
-                self._of_the_image[output] = True
+        is_cut_off = isinstance(output, Tensor) and not output.requires_grad
+        if is_cut_off and (call.attached or any(isinstance(v, Tensor) and v in self._of_the_image for v in call.args)):
+            self._of_the_image[output] = True
         return output
 
     def _relu(self, call: Called) -> tuple[float, float] | None:

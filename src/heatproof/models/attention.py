@@ -282,8 +282,7 @@ class Record(Sequence[Block]):
             ModelError: where the scores do not depend on the attention.
         """
         wanted = self._outputs
-        if not scores.requires_grad:
-            raise ModelError("attention: the scores do not depend on it; do gradients reach the model's blocks?")
+        _check_gradients(scores)
         self._scale = HALF_PRECISION_SCALE if any(y.dtype == torch.float16 for y in wanted.values()) else 1.0
         found = torch.autograd.grad(scores.sum() * self._scale, list(wanted.values()), allow_unused=True)
         for name, gradient in zip(wanted, found, strict=True):
@@ -297,6 +296,7 @@ class Record(Sequence[Block]):
         """
         layer = self.architecture.layers[index]
         y = self._outputs[layer.name]
+        _check_gradients(scores)
         scale = HALF_PRECISION_SCALE if y.dtype == torch.float16 else 1.0
         (gradient,) = torch.autograd.grad(scores.sum() * scale, y)
         return Block(layer, self._x(layer), gradient, scale)
@@ -601,6 +601,11 @@ def _unknown_attention(module: nn.Module, names: dict[nn.Module, str]) -> ModelE
         f"attention: {names.get(module, '?')!r} is a {type(module).__module__}.{type(module).__qualname__}, whose attention "
         "is computed in a way that is not known here; methods.cam, methods.gradient and methods.perturbation fit any network"
     )
+
+
+def _check_gradients(scores: Tensor) -> None:
+    if not scores.requires_grad:
+        raise ModelError("attention: the scores do not depend on it; do gradients reach the model's blocks?")
 
 
 def _names(model: nn.Module) -> dict[nn.Module, str]:

@@ -1,5 +1,6 @@
 """Looking into a model without leaving a trace: everything here puts the old state back, also after an error."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -71,7 +72,7 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no gradients for parameters, inside the block.
 
     Then every module's mode and every parameter's `requires_grad` are as before, even where they differed
-    from one another. No `.grad` is touched. Gradients with respect to inputs and outputs of layers work as usual.
+    from one another. No `.grad` is touched. What was compiled runs as it was written. Gradients with respect to inputs and outputs of layers work as usual.
 
     >>> model = nn.Dropout()
     >>> with frozen_eval(model):
@@ -86,9 +87,20 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
         model.eval()
         for parameter, _ in flags:
             parameter.requires_grad = False
-        yield
+        with _as_written():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad = flag
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """Whatever `torch.compile` was applied to runs without it: hooks and modes see nothing of compiled code."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and the import takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
