@@ -299,3 +299,14 @@ def test_integrated_gradients_say_once_that_they_miss_the_difference(caplog):
     assert "the maps of 2 images miss the differences of the logits by" in told
     IntegratedGradients(Inside(squeeze_and_excite), baseline=0.3)(IMAGE, TARGET)
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("method", [*METHODS.values(), Gradient, IntegratedGradients, SmoothGrad, *CAMS])
+def test_networks_of_other_precisions_are_explained_for_images_of_single_precision(method, dtype):
+    model = Inside(lambda _, x: functional.relu(x)).to(dtype)
+    expected = method(Inside(lambda _, x: functional.relu(x)).to(dtype).float())(IMAGE, TARGET)
+    maps = method(model)(IMAGE, TARGET)
+    assert maps.dtype == torch.float32
+    worst = float((maps - expected).abs().max() / expected.abs().max())
+    assert worst < {torch.float16: 0.02, torch.bfloat16: 0.1, torch.float64: 1e-4}[dtype]

@@ -191,12 +191,13 @@ class IntegratedGradients:
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, C, H, W), float32, signed."""
         rows.check_batch(images, targets)
-        with rows.explaining(self.model), quickened(self.model, images) as layout:
-            images = images.detach().contiguous(memory_format=layout)
-            baseline = BaselineImage(self.baseline, self.normalization)(images)
-            maps = self._integrated(images - baseline, baseline, targets)
-            self._check_sums(maps, images, baseline, targets)
-            return maps.float().contiguous()
+        baseline = BaselineImage(self.baseline, self.normalization)(images)
+        with rows.explaining(self.model):
+            with quickened(self.model, images) as layout:
+                way = images.detach().contiguous(memory_format=layout) - baseline
+                maps = self._integrated(way, baseline, targets)
+            self._check_sums(maps, images.detach(), baseline, targets)
+        return maps.float().contiguous()
 
     def _integrated(self, way: Tensor, baseline: Tensor, targets: Tensor) -> Tensor:
         """The integral over the way (N, C, H, W) from the baseline (1, C, 1, 1) to the images."""
@@ -529,6 +530,7 @@ class DeepLift:
         self, maps: Tensor, weights: Tensor, outputs: Tensor, outputs0: Tensor, lost: Sequence[Tensor]
     ) -> None:
         """Checks that each map, and what its max-pools lost, sum to the difference of the outputs (N, K) with these weights."""
+        eps = torch.finfo(outputs.dtype).eps
         sums = options.in_double(maps).flatten(1).sum(dim=1)
         for missing in lost:
             sums += options.in_double(missing)
@@ -536,7 +538,7 @@ class DeepLift:
         differences = (weights * (outputs - outputs0)).sum(dim=1)
         size = maps.abs().flatten(1).sum(dim=1).to(sums) + (weights * (outputs.abs() + outputs0.abs())).abs().sum(dim=1)
         # Rounding errors grow from layer to layer; half of the digits are left wherever logits mean anything.
-        wrong = (sums - differences).abs() > torch.finfo(maps.dtype).eps ** 0.5 * size
+        wrong = (sums - differences).abs() > eps**0.5 * size
         if bool(wrong.any()):
             first = int(wrong.nonzero()[0])
             raise ModelError(

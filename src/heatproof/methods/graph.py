@@ -85,7 +85,7 @@ class Operation(NamedTuple):
 
 
 def operations(outputs: Tensor, inputs: Tensor) -> Iterator[Operation]:
-    """The operations between a leaf `inputs` and `outputs`, from the last to the first; none where no gradient flows."""
+    """The operations between `inputs` and `outputs`, from the last to the first; none where no gradient flows."""
     nodes = _nodes(outputs)
     leading = _leading(nodes, inputs)
     for node in nodes:
@@ -94,7 +94,7 @@ def operations(outputs: Tensor, inputs: Tensor) -> Iterator[Operation]:
 
 
 def is_reached(outputs: Tensor, inputs: Tensor) -> bool:
-    """Whether a gradient of `outputs` comes to a leaf `inputs` on any way without steps, whose gradient is 0."""
+    """Whether a gradient of `outputs` comes to `inputs` on any way without steps, whose gradient is 0."""
     nodes = _nodes(outputs)
     return bool(nodes) and nodes[0] in _leading(nodes, inputs, around=STEPS)
 
@@ -103,11 +103,16 @@ def _leading(nodes: list[Any], inputs: Tensor, around: Collection[str] = ()) -> 
     """Those of the nodes that lead to the inputs."""
     leading: set[Any] = set()
     for node in reversed(nodes):  # what a node leads to stands behind it
-        if getattr(node, "variable", None) is inputs or (
+        if _is_of(node, inputs) or (
             any(child in leading for child, _ in node.next_functions) and _name(node) not in around
         ):
             leading.add(node)
     return leading
+
+
+def _is_of(node: Any, tensor: Tensor) -> bool:
+    """Whether a gradient that comes to the node is that of the tensor."""
+    return node is tensor.grad_fn if tensor.grad_fn is not None else getattr(node, "variable", None) is tensor
 
 
 def _nodes(outputs: Tensor) -> list[Any]:

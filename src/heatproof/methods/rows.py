@@ -48,17 +48,25 @@ def check_batch(images: Tensor, targets: Tensor) -> None:
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's output, (N, K).
+    """The model's output, (N, K), for images that are brought to its precision: half, single or double.
 
     Raises:
         ModelError: where the output is something else.
     """
     # The parts of `DataParallel` would run in threads of their own, where no mode sees them.
-    logits = (model.module if isinstance(model, nn.DataParallel) else model)(images)
+    logits = (model.module if isinstance(model, nn.DataParallel) else model)(images.to(dtype_of(model, images)))
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ModelError(f"{type(model).__name__}: gives {got} for {len(images)} images; expected (N, K) logits")
     return logits
+
+
+def dtype_of(model: nn.Module, images: Tensor) -> torch.dtype:
+    """The precision that a model runs in: that of its first parameter; of the images where it has none."""
+    own = getattr(model, "dtype", None)
+    if isinstance(own, torch.dtype):
+        return own
+    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), images.dtype)
 
 
 def chosen(logits: Tensor, targets: Tensor) -> Tensor:

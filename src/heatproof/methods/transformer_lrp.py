@@ -207,6 +207,7 @@ class _InPrecision(nn.Module):
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
+        self.dtype = dtype
         state = chain(model.named_parameters(), model.named_buffers())
         self.state = {
             name: value.to(dtype) for name, value in state if value.is_floating_point() and value.dtype != dtype
