@@ -1,5 +1,8 @@
 """Hooks and modes: what is looked at, and that nothing is left behind."""
 
+from collections import namedtuple
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -77,6 +80,57 @@ def test_a_layer_that_gives_no_tensor_is_named():
     model = nn.Sequential(nn.LSTM(2, 2))
     with pytest.raises(ModelError, match="layer '0': gives a tuple"), recorded(model, "0"):
         model(torch.zeros(1, 2))
+
+
+Named = namedtuple("Named", "hidden rest")
+
+
+@dataclass
+class Outputs:
+    pooled: Tensor
+    last_hidden_state: Tensor
+
+
+CONTAINERS = {
+    "tuple": lambda x: (x, None),
+    "named tuple": lambda x: Named(x, 1),
+    "list": lambda x: [x, x + 1],
+    "dict": lambda x: {"pooled": x.mean(), "last_hidden_state": x},
+    "dataclass": lambda x: Outputs(x.mean(), x),
+}
+
+
+class Several(nn.Module):
+    def __init__(self, pack):
+        super().__init__()
+        self.pack = pack
+
+    def forward(self, x):
+        return self.pack(x)
+
+
+@pytest.mark.parametrize("pack", CONTAINERS.values(), ids=CONTAINERS)
+def test_of_several_outputs_the_activations_are_recorded_with_their_gradient(pack):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = Several(pack)
+
+        def forward(self, x):
+            packed = self.layer(2 * x)
+            kinds.append(type(packed))
+            if isinstance(packed, list | tuple):
+                return (packed[0].relu_() ** 2).sum()
+            values = packed["last_hidden_state"] if isinstance(packed, dict) else packed.last_hidden_state
+            return (values.relu_() ** 2).sum()
+
+    kinds, net, x = [], Net(), torch.tensor([[[-1.0, 3.0]]])
+    net(x)
+    with frozen_eval(net), recorded(net, "layer") as outputs:
+        score = net(x)
+    assert kinds[0] is kinds[1]
+    assert outputs[0].tolist() == [[[-2.0, 6.0]]]  # before the in-place ReLU behind it
+    assert torch.autograd.grad(score, outputs[0])[0].tolist() == [[[0.0, 12.0]]]
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -1,7 +1,9 @@
 """Looking into a model without leaving a trace: everything here puts the old state back, also after an error."""
 
+import copy
+import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,10 +38,11 @@ def recorded(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
     Yields:
         A list that holds, after a forward pass, one tensor: what the layer gave in its last call (one module can be
         called several times in a pass, as the ReLU of torchvision's residual blocks). Where gradients are on, they
-        can be asked for with respect to it. Empty where the layer was not called.
+        can be asked for with respect to it. Empty where the layer was not called. Of a tuple or record of outputs, the
+        tensor that `tensor_in` names.
 
     Raises:
-        ModelError: where there is no such layer, or where its output is not a tensor.
+        ModelError: where there is no such layer, or where its output holds no tensor of activations.
 
     >>> model = nn.Sequential(nn.ReLU(), nn.Flatten())
     >>> with recorded(model, "0") as outputs:
@@ -49,22 +52,77 @@ def recorded(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
     """
     outputs: list[Tensor] = []
 
-    def keep(module: nn.Module, arguments: Any, output: Any) -> Tensor:
-        if not isinstance(output, Tensor):
+    def keep(module: nn.Module, arguments: Any, output: Any) -> Any:
+        tensor = tensor_in(output)
+        if tensor is None:
             raise ModelError(f"layer {layer!r}: gives a {type(output).__name__}, not a tensor; choose another layer")
-        if torch.is_grad_enabled() and not output.requires_grad and output.is_floating_point():
+        if torch.is_grad_enabled() and not tensor.requires_grad and tensor.is_floating_point():
             # Nothing before this layer asks for gradients: the graph begins here, so that no memory goes to what lies before.
-            output = output.detach().requires_grad_()
-        outputs[:] = [output]
+            tensor = tensor.detach().requires_grad_()
+        outputs[:] = [tensor]
         # What follows works on a copy: an in-place ReLU would else overwrite what was recorded.
-        copy: Tensor = output.clone()
-        return copy
+        return _with_tensor(output, tensor.clone())
 
     handle = module_named(model, layer).register_forward_hook(keep)
     try:
         yield outputs
     finally:
         handle.remove()
+
+
+def recorded_output(layer: str, outputs: list[Tensor]) -> Tensor:
+    """What `recorded` has kept of a layer, after a forward pass.
+
+    Raises:
+        ModelError: the layer was not called.
+    """
+    if not outputs:
+        raise ModelError(f"layer {layer!r}: is not called when the model runs; choose another layer")
+    return outputs[0]
+
+
+def tensor_in(output: Any) -> Tensor | None:
+    """The activations in what a module returns: the tensor itself, or of several outputs the one named `last_hidden_state`, else the first.
+
+    None where the first of several outputs is no tensor (N, ...) with two or more further axes.
+
+    >>> tensor_in((torch.zeros(1, 5, 8), None)).shape
+    torch.Size([1, 5, 8])
+    """
+    if isinstance(output, Tensor):
+        return output
+    key = _key_of_tensor(output)
+    tensor = None if key is None else _items(output)[key]
+    return tensor if isinstance(tensor, Tensor) and tensor.ndim > 2 else None
+
+
+def _items(output: Any) -> dict[Any, Any]:
+    """Several outputs, by name or number."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    return dict(enumerate(output)) if isinstance(output, tuple | list) else {}
+
+
+def _key_of_tensor(output: Any) -> Any:
+    items = _items(output)
+    return "last_hidden_state" if items.get("last_hidden_state") is not None else next(iter(items), None)
+
+
+def _with_tensor(output: Any, tensor: Tensor) -> Any:
+    """What a module returned, with this tensor in place of its activations; the module's own object stays as it is."""
+    if isinstance(output, Tensor):
+        return tensor
+    key = _key_of_tensor(output)
+    if isinstance(output, tuple):
+        values = [tensor if number == key else value for number, value in enumerate(output)]
+        return type(output)(*values) if hasattr(output, "_fields") else tuple(values)
+    if isinstance(output, Mapping | list):
+        changed: Any = copy.copy(output)
+        changed[key] = tensor
+        return changed
+    return dataclasses.replace(output, **{key: tensor})
 
 
 @contextmanager
