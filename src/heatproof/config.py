@@ -303,6 +303,10 @@ class TrainMasker(Section):
     taps: Annotated[list[str], AfterValidator(_distinct), Field(min_length=1)] = Field(
         description="layers of the classifier that the masker reads, as in named_modules()"
     )
+    layouts: dict[str, str] = Field(
+        default_factory=dict,
+        description="layouts of taps that cannot be found: channels_first, channels_last, tokens, or tokens:HxW such as tokens:14x14",
+    )
     width: PositiveInt = Field(64, description="channels for each tap")
     mask_stride: PositiveInt = Field(4, description="pixels of the image for one cell of the mask, along each axis")
     upsample: Literal["nearest", "bilinear"] = "nearest"

@@ -175,6 +175,8 @@ def test_sanity_checks_randomise_the_classifier_and_keep_the_masker(trained):
     [
         ("train_masker.taps=[layer3.0.rleu]", "layer 'layer3.0.rleu': NarrowResNet8 has no such layer; did you mean 'layer3.0.relu'?"),
         ("train_masker.taps=[linear]", "layer 'linear': gives (1, 4); a map needs a layer with (N, C, h, w)"),
+        ("train_masker.layouts={layer4: tokens}", "train_masker.layouts: 'layer4' is none of taps; did you mean 'layer3.0.relu'?"),
+        ("train_masker.layouts={relu: nhwc}", "masker: tap 'relu': layout 'nhwc' is unknown; it can be channels_first"),
         ("train_masker.form=fox", "train_masker.form[0]: 'fox': input should be 'fix' or 'ca'"),
         ("train_masker.mask_in.lambda_rr=1", "train_masker.mask_in.lambda_rr: unknown key; did you mean 'lambda_r'?"),
         ("train_masker.batch_size=500", "128 images for an epoch do not fill a batch of 500"),
@@ -192,13 +194,14 @@ def test_every_option_of_the_network_and_an_infiller_by_its_path_can_be_asked_fo
     options = (
         "form=fix", "permuted_labels=false", "nb_epochs=1", "takes_area=true", "takes_class=true", "gumbel=soft", "upsample=bilinear",
         "precision=bfloat16", "infiller={name: tests.training.test_masker.Blur}", "infill=out", "target=predicted",
-        "mask_out={criterion: kldivergence, prior: {kl: backward, compare: divide}}",
+        "mask_out={criterion: kldivergence, prior: {kl: backward, compare: divide}}", "layouts={relu: channels_first}",
     )  # fmt: skip
     outdir = trained.parent / "options"
     weights = f"train_masker.model.pretrained_weights={trained.parent / 'out' / 'train_cls' / 'best_model.pth'}"
     asked = (f"outdir={outdir}", weights, *(f"train_masker.{option}" for option in options))
     assert heatproof("train-masker", "--config", trained, *asked) == 0
     form = read_masker(outdir / "train_masker" / "fix" / "masker.pth").form
+    assert form.layouts == ("channels_first", None)
     assert (form.takes_area, form.classes, form.gumbel, form.upsample) == (True, 4, "soft", "bilinear")
 
 

@@ -170,9 +170,16 @@ def test_what_is_no_grid_of_patches_is_refused():
         ModelError, match=r"'head': gives \(2, 5\); a map needs a layer with \(N, C, h, w\), or a vision"
     ):
         cam.GradCam(vits.timm_vit(), "head")(some_images(), TARGETS)
-    tokens = nn.Sequential(nn.Conv2d(3, 5, 4, 4), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
-    with pytest.raises(ModelError, match=r"'1': gives \(2, 5, 24\); a map needs"):
-        cam.GradCam(tokens, "1")(some_images(), TARGETS)
+    dropped = nn.Sequential(nn.Conv2d(3, 5, 4, 4), nn.Flatten(2), Dropped(), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    with pytest.raises(ModelError, match=r"'2': gives \(2, 5, 20\); a map needs .* set layout: tokens:HxW"):
+        cam.GradCam(dropped, "2")(some_images(), TARGETS)
+
+
+class Dropped(nn.Module):
+    """Tokens (N, C, T) without the last four, which leaves no full grid."""
+
+    def forward(self, tokens):
+        return tokens[:, :, :-4]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from heatproof.errors import InputError, MissingInputError, ModelError
 from heatproof.models.masker import (
@@ -145,7 +146,7 @@ def test_every_published_list_of_keys_is_ours(tag):
 def run(classifier, images, **options):
     form = discovered(classifier, images, MaskerForm(**options))
     masker = Masker(form).eval()
-    with torch.no_grad(), tapped(classifier, form.taps) as activations:
+    with torch.no_grad(), tapped(form.layouts_in(classifier), images) as activations:
         classifier(images)
         return form, masker(activations(), images.shape[2:])
 
@@ -164,10 +165,48 @@ def test_tokens_of_a_vision_transformer_stand_on_their_grid():
     assert masks.shape == (2, 32, 32)
 
 
+class ChannelsLast(nn.Module):
+    """Gives the same activations as "first", (N, C, h, w), and as "last", (N, h, w, C); C = h for images of 24 x 24."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first, self.last, self.head = nn.Conv2d(3, 6, 4, 4), nn.ReLU(), nn.Identity(), nn.Linear(6, 4)
+
+    def forward(self, images):
+        return self.head(self.last(self.first(self.conv(images)).permute(0, 2, 3, 1)).mean(dim=(1, 2)))
+
+
+@pytest.mark.parametrize("size", [(24, 24), (48, 32), (20, 36)])
+def test_a_tap_gives_the_same_masks_in_any_layout(size):
+    torch.manual_seed(0)
+    classifier, images = ChannelsLast().eval(), torch.rand(2, 3, *size)
+    masks = {}
+    for layouts in ((), ("channels_last",)):
+        for tap in ("first", "last"):
+            if layouts and tap == "first":
+                continue
+            torch.manual_seed(0)
+            form, masks[tap, layouts] = run(classifier, images, taps=(tap,), layouts=layouts)
+            assert form.channels == (6,)
+    assert torch.equal(masks["last", ()], masks["first", ()])
+    assert torch.equal(masks["last", ("channels_last",)], masks["first", ()])
+
+
+def test_layouts_are_kept_with_the_masker_and_checked(tmp_path):
+    form = MaskerForm(taps=("a", "b"), channels=(2, 3), layouts=("channels_last", None))
+    saved = SavedMasker(form, Masker(form).state_dict(), "", "")
+    torch.save(saved.content(), tmp_path / "masker.pth")
+    assert read_masker(tmp_path / "masker.pth").form == form
+    with pytest.raises(InputError, match="masker: tap 'b': layout 'NHWC' is unknown"):
+        MaskerForm(taps=("a", "b"), layouts=(None, "NHWC"))
+    with pytest.raises(InputError, match="masker: 2 taps, 1 layouts; one each"):
+        MaskerForm(taps=("a", "b"), layouts=(None,))
+
+
 def test_the_taps_are_detached_and_nothing_is_left_behind():
-    classifier = NarrowResNet8(5)
-    with tapped(classifier, ("relu", "layer1")) as activations:
-        classifier(torch.rand(2, 3, 32, 32))
+    classifier, images = NarrowResNet8(5), torch.rand(2, 3, 32, 32)
+    with tapped(MaskerForm(taps=("relu", "layer1")).layouts_in(classifier), images) as activations:
+        classifier(images)
         assert [values.requires_grad for values in activations()] == [False, False]
     assert not any(module._forward_hooks for module in classifier.modules())
 

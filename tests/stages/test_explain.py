@@ -212,6 +212,8 @@ def test_help_tells_the_options_of_the_method_that_is_named(capsys):
         ({"method": "grad-mask", "arguments": ("--masks-layer", "7")}, "masks_layer 7 does not divide the width 96; did you mean 6?"),
         ({"method": "transformer-attribution", "arguments": ("--form", "rolout")}, "did you mean 'rollout'?"),
         ({"method": "grad-cam", "arguments": ("--layer", "blocks.5.norm")}, "did you mean 'blocks.5.norm1'?"),
+        ({"method": "grad-cam", "arguments": ("--layer", "blocks.5.norm1", "--layout", "nhwc")}, "layout 'nhwc' is unknown"),
+        ({"method": "grad-cam", "arguments": ("--layer", "blocks.5.norm1", "--layout", "tokens:99x99")}, "tokens do not form 99x99"),
         ({"arguments": ("--weights", "nowhere.pt")}, "nowhere.pt: no such file of weights"),
         ({"arguments": ("--weights", "DEFAULT")}, "has no weights of its own; name a file with --weights FILE"),
         ({"arguments": ("--std", "0,1,1")}, "each std above 0"),

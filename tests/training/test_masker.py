@@ -381,7 +381,7 @@ def test_the_mask_that_is_learnt_covers_what_tells_the_class():
     )
     test = Spots(100, seed=2)
     images = test.pixels(np.arange(100)).float() / 255 - 0.5
-    with torch.no_grad(), tapped(classifier.eval(), form.taps) as activations:
+    with torch.no_grad(), tapped(form.layouts_in(classifier.eval()), images) as activations:
         classifier(images)
         masks = masker(activations(), (16, 16)).numpy() > 0.5
     region = np.zeros_like(masks)

@@ -1,8 +1,10 @@
 """Attribution from the activations of one layer: class activation maps (CAM).
 
-The layer gives (N, C, h, w), as convolutions do, or the tokens (N, T, D) of a vision transformer that `models.attention`
-knows: then the tokens in front of the patches are left out, and the others stand on their grid, (N, D, h, w). Where a head
-reads the class token only, take a layer before the last attention: behind it the patches make no difference.
+The layer gives (N, C, h, w) as convolutions do, (N, h, w, C) as Swin's blocks do, or tokens (N, T, C). `models.layout` finds the
+layout and brings all of them into the form (N, C, h, w); class, distillation and register tokens are left out. Where it cannot
+find the layout, the error message asks for the option `layout`: "channels_first", "channels_last", "tokens" (patches only, on the
+grid that has the proportions of the picture) or "tokens:HxW" (the last H x W tokens, such as "tokens:14x14"). Where a head reads
+the class token only, take a layer before the last attention: behind it the patches make no difference.
 
 Each class is a factory: built with a model, the name of a layer and options, called with `(images, targets)`. Maps are
 (N, H, W), enlarged from the layer's own size. A map that is zero everywhere (nothing speaks for the target) is a
@@ -10,7 +12,7 @@ legal map. What is explained is the target's logit.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -22,10 +24,10 @@ from heatproof.methods import options, rows
 from heatproof.methods.gradient import GuidedBackprop
 from heatproof.methods.graph import is_reached
 from heatproof.methods.variants import scores_of_variants
-from heatproof.models.attention import on_grid, patch_grid, recorded_output
-from heatproof.models.hooks import frozen_eval, module_named, recorded
+from heatproof.models.hooks import frozen_eval, recorded, recorded_output
+from heatproof.models.layout import Layouts
 
-RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in rows, rules, folding or variants
+RESULTS_VERSION = 2  # to be raised when numbers change, also by a change in rows, rules, folding or variants
 
 INTERPOLATIONS = ("bilinear", "nearest")
 
@@ -37,30 +39,34 @@ class Activations(NamedTuple):
     gradients: Tensor
 
 
-def activations(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> Activations:
+def activations(
+    model: nn.Module, layer: str, images: Tensor, targets: Tensor, layouts: Layouts | None = None
+) -> Activations:
     """Runs the model forwards, and backwards down to a layer; of a layer called several times, the last call counts.
 
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits.
-        layer: name of a submodule whose output is (N, C, h, w), or (N, T, D) in a vision transformer.
+        layer: name of a submodule whose output is a grid of activations, in any layout.
         images: (N, C, H, W).
         targets: (N,).
+        layouts: the layer's layout, where it is known from an earlier call.
 
     Raises:
         ModelError: where the layer is not called, does not lead to the logits, or has an output of another shape.
     """
     rows.check_batch(images, targets)
-    with recorded(model, layer) as outputs, patch_grid(model) as grid, rows.explaining(model):
+    layout = (layouts or Layouts(model, {layer: None}))(images)[layer]
+    with recorded(model, layer) as outputs, rows.explaining(model):
         # A copy: the first layer may be in-place. No gradient is asked for the images, so the graph begins at the layer.
         scores = rows.chosen(rows.logits_of(model, images.detach().clone()), targets)
-        values = recorded_output(layer, outputs, grid)
+        values = recorded_output(layer, outputs)
         if not is_reached(scores, values):
             raise ModelError(
                 f"layer {layer!r}: the logits do not depend on its last output, or no gradient comes to it (torch.no_grad, "
                 "detach, argmax or rounding behind it); choose another layer"
             )
         (gradients,) = torch.autograd.grad(scores.sum(), values)
-    return Activations(on_grid(values.detach(), grid), on_grid(gradients, grid))
+    return Activations(layout(values.detach()), layout(gradients))
 
 
 def to_image_size(maps: Tensor, images: Tensor, interpolation: str = "bilinear") -> Tensor:
@@ -75,13 +81,19 @@ def to_image_size(maps: Tensor, images: Tensor, interpolation: str = "bilinear")
 
 
 def layer_grad_cam(
-    model: nn.Module, layer: str, images: Tensor, targets: Tensor, *, eigen_smooth: bool = False
+    model: nn.Module,
+    layer: str,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    eigen_smooth: bool = False,
+    layouts: Layouts | None = None,
 ) -> Tensor:
     """Grad-CAM at the layer's own size and before the ReLU: each channel weighted by its mean gradient; (N, h, w).
 
     With `eigen_smooth`, in place of the sum of the weighted channels, their first principal component (see `GradCam`).
     """
-    values, gradients = activations(model, layer, images, targets)
+    values, gradients = activations(model, layer, images, targets, layouts)
     weighted = gradients.mean(dim=(2, 3), keepdim=True) * values  # (N, C, h, w)
     plain = weighted.sum(dim=1)
     if not eigen_smooth:
@@ -116,10 +128,11 @@ class GradCam:
         aug_smooth: the mean over the image and its mirror image, each times 0.9, 1 and 1.1 (of the normalised image), mirrored
             back; each of the six maps is brought to [0, 1] by its minimum and maximum before and after it is enlarged. Six
             times the time.
+        layout: of the layer's output, for where it is not found (see the module's text).
 
     Raises:
         InputError: where an option is out of range, or `aug_smooth` comes without `relu`.
-        ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
+        ModelError: where there is no such layer (naming the nearest), or its output is no grid (see the module's text).
 
     Reference:
         Selvaraju et al., ICCV 2017, arXiv:1610.02391, equations 1 and 2; smoothing: https://github.com/jacobgil/pytorch-grad-cam.
@@ -136,9 +149,11 @@ class GradCam:
     interpolation: str = "bilinear"
     eigen_smooth: bool = False
     aug_smooth: bool = False
+    layout: str | None = None
+    _layouts: Layouts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        module_named(self.model, self.layer)
+        object.__setattr__(self, "_layouts", Layouts(self.model, {self.layer: self.layout}))
         options.one_of(self, "interpolation", self.interpolation, INTERPOLATIONS)
         if self.aug_smooth and not self.relu:
             raise InputError("GradCam: aug_smooth brings each map to [0, 1], which leaves no sign to keep; set relu")
@@ -156,7 +171,9 @@ class GradCam:
         return torch.stack(maps).mean(dim=0)
 
     def _of_layer(self, images: Tensor, targets: Tensor) -> Tensor:
-        maps = layer_grad_cam(self.model, self.layer, images, targets, eigen_smooth=self.eigen_smooth)
+        maps = layer_grad_cam(
+            self.model, self.layer, images, targets, eigen_smooth=self.eigen_smooth, layouts=self._layouts
+        )
         return maps.relu() if self.relu else maps
 
 
@@ -177,9 +194,10 @@ class GradCamPlusPlus:
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits.
         layer: name of a submodule (see the module's text), as in `model.named_modules()`.
+        layout: of the layer's output, for where it is not found (see the module's text).
 
     Raises:
-        ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
+        ModelError: where there is no such layer (naming the nearest), or its output is no grid (see the module's text).
 
     Reference:
         Chattopadhay, Sarkar, Howlader, Balasubramanian: "Grad-CAM++", WACV 2018, arXiv:1710.11063, equations 10, 19.
@@ -187,13 +205,15 @@ class GradCamPlusPlus:
 
     model: nn.Module
     layer: str
+    layout: str | None = None
+    _layouts: Layouts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        module_named(self.model, self.layer)
+        object.__setattr__(self, "_layouts", Layouts(self.model, {self.layer: self.layout}))
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), float32, >= 0."""
-        values, gradients = activations(self.model, self.layer, images, targets)
+        values, gradients = activations(self.model, self.layer, images, targets, self._layouts)
         total = values.sum(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
         # Numerator and denominator divided by g^2, which may underflow.
         denominators = 2 + gradients * total
@@ -209,9 +229,10 @@ class LayerCam:
     Args:
         model: classifier, (N, C, H, W) -> (N, K) logits.
         layer: name of a submodule (see the module's text), as in `model.named_modules()`.
+        layout: of the layer's output, for where it is not found (see the module's text).
 
     Raises:
-        ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
+        ModelError: where there is no such layer (naming the nearest), or its output is no grid (see the module's text).
 
     Reference:
         Jiang, Zhang, Hou, Cheng, Wei: "LayerCAM", IEEE Transactions on Image Processing 30 (2021), equations 5 to 7.
@@ -219,13 +240,15 @@ class LayerCam:
 
     model: nn.Module
     layer: str
+    layout: str | None = None
+    _layouts: Layouts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        module_named(self.model, self.layer)
+        object.__setattr__(self, "_layouts", Layouts(self.model, {self.layer: self.layout}))
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), float32, >= 0."""
-        values, gradients = activations(self.model, self.layer, images, targets)
+        values, gradients = activations(self.model, self.layer, images, targets, self._layouts)
         return to_image_size((gradients.relu() * values).sum(dim=1).relu(), images)
 
 
@@ -240,9 +263,10 @@ class EigenCam:
     Args:
         model: classifier.
         layer: name of a submodule (see the module's text), as in `model.named_modules()`.
+        layout: of the layer's output, for where it is not found (see the module's text).
 
     Raises:
-        ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
+        ModelError: where there is no such layer (naming the nearest), or its output is no grid (see the module's text).
 
     Reference:
         Muhammad, Yeasin: "Eigen-CAM", IJCNN 2020, arXiv:2008.00299.
@@ -250,14 +274,16 @@ class EigenCam:
 
     model: nn.Module
     layer: str
+    layout: str | None = None
+    _layouts: Layouts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        module_named(self.model, self.layer)
+        object.__setattr__(self, "_layouts", Layouts(self.model, {self.layer: self.layout}))
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Maps (N, H, W), float32, for `images` (N, C, H, W); `targets` (N,) are checked and make no difference."""
         rows.check_batch(images, targets)
-        values = _activations_only(self.model, self.layer, images)
+        values = _activations_only(self._layouts, images)
         matrices = options.in_double(values.flatten(2).transpose(1, 2))  # (N, h * w, C)
         projections = _first_projection(matrices)
         signs = torch.where(projections.sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
@@ -278,9 +304,10 @@ class ScoreCam:
         model: classifier, (N, C, H, W) -> (N, K) logits.
         layer: name of a submodule (see the module's text), as in `model.named_modules()`.
         rows_per_forward: masked images in one forward pass; the memory knob.
+        layout: of the layer's output, for where it is not found (see the module's text).
 
     Raises:
-        ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w).
+        ModelError: where there is no such layer (naming the nearest), or its output is no grid (see the module's text).
 
     Reference:
         Wang et al.: "Score-CAM", CVPR workshops 2020, arXiv:1910.01279, algorithm 1.
@@ -289,16 +316,18 @@ class ScoreCam:
     model: nn.Module
     layer: str
     rows_per_forward: int | None = None
+    layout: str | None = None
+    _layouts: Layouts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        module_named(self.model, self.layer)
+        object.__setattr__(self, "_layouts", Layouts(self.model, {self.layer: self.layout}))
         options.at_least(self, 1, rows_per_forward=self.rows_per_forward)
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, H, W), float32, >= 0."""
         rows.check_batch(images, targets)
         images = images.detach()
-        values = _activations_only(self.model, self.layer, images)
+        values = _activations_only(self._layouts, images)
         low, high = values.amin(dim=(2, 3)), values.amax(dim=(2, 3))  # (N, C)
 
         def make(channel: int, chosen: slice, out: Tensor) -> None:
@@ -322,9 +351,10 @@ class GuidedGradCam:
         model: classifier with ReLUs, (N, C, H, W) -> (N, K) logits.
         layer: name of a submodule (see the module's text), as in `model.named_modules()`.
         interpolation: "nearest" (as Captum) or "bilinear", from the layer's size to the image's.
+        layout: of the layer's output, for where it is not found (see the module's text).
 
     Raises:
-        ModelError: where there is no such layer (naming the nearest), or its output is not (N, C, h, w); on the
+        ModelError: where there is no such layer (naming the nearest), or its output is no grid (see the module's text); on the
             call, where the model calls no ReLU.
 
     Reference:
@@ -334,19 +364,22 @@ class GuidedGradCam:
     model: nn.Module
     layer: str
     interpolation: str = "nearest"
+    layout: str | None = None
+    _cam: GradCam = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        module_named(self.model, self.layer)
         options.one_of(self, "interpolation", self.interpolation, INTERPOLATIONS)
+        cam = GradCam(self.model, self.layer, interpolation=self.interpolation, layout=self.layout)
+        object.__setattr__(self, "_cam", cam)
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Explains the logits of `targets` (N,) for `images` (N, C, H, W): maps (N, C, H, W), float32, signed."""
-        maps = GradCam(self.model, self.layer, interpolation=self.interpolation)(images, targets)
-        return GuidedBackprop(self.model)(images, targets) * maps[:, None]
+        return GuidedBackprop(self.model)(images, targets) * self._cam(images, targets)[:, None]
 
 
-def _activations_only(model: nn.Module, layer: str, images: Tensor) -> Tensor:
-    """A layer's output, (N, C, h, w), without gradients."""
-    with recorded(model, layer) as outputs, patch_grid(model) as grid, frozen_eval(model), torch.no_grad():
-        rows.logits_of(model, images.detach().clone())
-    return on_grid(recorded_output(layer, outputs, grid), grid)
+def _activations_only(layouts: Layouts, images: Tensor) -> Tensor:
+    """The output, (N, C, h, w), of the one layer, without gradients."""
+    ((layer, layout),) = layouts(images).items()
+    with recorded(layouts.model, layer) as outputs, frozen_eval(layouts.model), torch.no_grad():
+        rows.logits_of(layouts.model, images.detach().clone())
+    return layout(recorded_output(layer, outputs))

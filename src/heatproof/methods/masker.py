@@ -11,7 +11,8 @@ from heatproof import checks
 from heatproof.errors import InputError, ModelError
 from heatproof.methods import options, rows
 from heatproof.models import masker as network
-from heatproof.models.hooks import frozen_eval, module_named
+from heatproof.models.hooks import frozen_eval
+from heatproof.models.layout import Layouts
 from heatproof.models.loading import put_weights
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in models.masker
@@ -59,7 +60,7 @@ class Masker:
     classifier: str = "explained"
     classifier_sha256: str | None = None
     _masker: network.Masker = field(init=False, repr=False, compare=False)
-    _read: nn.Module = field(init=False, repr=False, compare=False)
+    _taps: Layouts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         options.one_of(self, "output", self.output, OUTPUTS)
@@ -75,11 +76,9 @@ class Masker:
             )
         self._check_classifier(saved)
         read = self.model if self.classifier == "explained" or saved.classifier is None else self._adapted(saved)
-        for tap in saved.form.taps:
-            module_named(read, tap)
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         object.__setattr__(self, "_masker", saved.build(self.checkpoint).to(device).requires_grad_(False))
-        object.__setattr__(self, "_read", read)
+        object.__setattr__(self, "_taps", saved.form.layouts_in(read))
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Masks (N, H, W) of `images` (N, C, H, W); `targets` (N,) matter where the masker takes the class."""
@@ -87,8 +86,9 @@ class Masker:
         form, size = self._masker.form, images.shape[2:]
         areas = None if self.use_p is None else images.new_full((len(images),), self.use_p)
         classes = None if form.classes is None else targets
-        with frozen_eval(self._read), torch.no_grad(), network.tapped(self._read, form.taps) as activations:
-            self._read(images.detach().clone())  # a copy: the first layer may be in-place
+        classifier = self._taps.model
+        with frozen_eval(classifier), torch.no_grad(), network.tapped(self._taps, images) as activations:
+            classifier(images.detach().clone())  # a copy: the first layer may be in-place
             logits = self._masker.logits(activations(), size, areas=areas, classes=classes)
         cells = logits if self.output == "logits" else self._masker.masked(logits)
         return self._masker.enlarged(cells, size).float()

@@ -21,9 +21,8 @@ torchvision's, timm's and Hugging Face's vision transformers and what is derived
 imported to recognise its models.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -365,59 +364,6 @@ def attention(model: nn.Module, *, gradients: bool = True) -> Iterator[Record]:
             )
             stack.callback(layer.sink.register_forward_hook(_bound(record._keep_output, layer)).remove)
         yield record
-
-
-@contextmanager
-def patch_grid(model: nn.Module) -> Iterator[list[int]]:
-    """Records the grid of patches of a vision transformer that runs inside the block.
-
-    Yields:
-        A list that holds [h, w] after a forward pass; it stays empty for a model that `architecture_of` does not know.
-
-    >>> with patch_grid(nn.Conv2d(1, 1, 3)) as grid:
-    ...     grid
-    []
-    """
-    grid: list[int] = []
-
-    def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
-        grid[:] = output.shape[2:]
-
-    with ExitStack() as stack:
-        # A network without attention has no patches; its layers are no tokens.
-        with suppress(ModelError):
-            stack.callback(architecture_of(model).projection.register_forward_hook(keep).remove)
-        yield grid
-
-
-def recorded_output(layer: str, outputs: list[Tensor], grid: list[int]) -> Tensor:
-    """What a recorded layer gave: (N, C, h, w), or tokens (N, T, D) that hold a grid of patches.
-
-    Args:
-        layer: for messages.
-        outputs: from `hooks.recorded`, after a forward pass.
-        grid: from `patch_grid`, after the same pass.
-
-    Raises:
-        ModelError: where the layer was not called, or its output is neither.
-    """
-    if not outputs:
-        raise ModelError(f"layer {layer!r}: is not called when the model runs; choose another layer")
-    shape = tuple(outputs[0].shape)
-    is_tokens = len(shape) == 3 and bool(grid) and shape[1] >= math.prod(grid)
-    if len(shape) != 4 and not is_tokens:
-        raise ModelError(
-            f"layer {layer!r}: gives {shape}; a map needs a layer with (N, C, h, w), or a vision transformer's tokens"
-        )
-    return outputs[0]
-
-
-def on_grid(values: Tensor, grid: list[int]) -> Tensor:
-    """Tokens (N, T, D) as (N, D, h, w), without those in front of the patches; (N, C, h, w) as it is."""
-    if values.ndim == 4:
-        return values
-    patches = values[:, values.shape[1] - math.prod(grid) :]
-    return patches.transpose(1, 2).reshape(len(values), -1, *grid)
 
 
 def architecture_of(model: nn.Module) -> Architecture:

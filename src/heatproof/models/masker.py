@@ -1,14 +1,13 @@
 """Maskers: small networks that read a classifier's activations and say, in one pass, which pixels count.
 
-A masker looks at named layers of a classifier, the taps: (N, C, h, w), or the tokens of a vision transformer, which are put on
-their grid of patches. Each tap goes through a 1 x 1 convolution, batch norm and ReLU, is enlarged to the mask's own grid, and a
+A masker looks at named layers of a classifier, the taps, as (N, C, h, w), whatever their layout (`models.layout`). Each tap goes through a 1 x 1 convolution, batch norm and ReLU, is enlarged to the mask's own grid, and a
 3 x 3 convolution over all of them gives one logit for each cell:
 
     taps -> conv 1x1, BN, ReLU -> enlarge -> concatenate -> conv 3x3 -> sigmoid -> enlarge to the image
 
     form = discovered(classifier, images, MaskerForm(taps=("layer3", "layer4")))
     masker = Masker(form)
-    with tapped(classifier, form.taps) as activations:
+    with tapped(form.layouts_in(classifier), images) as activations:
         classifier(images)
     masks = masker(activations(), images.shape[2:])                     # (N, H, W), in (0, 1)
 
@@ -34,13 +33,13 @@ from torch.nn import functional
 
 from heatproof import checks
 from heatproof.errors import HeatproofError, InputError, MissingInputError, ModelError
-from heatproof.models.attention import on_grid, patch_grid, recorded_output
-from heatproof.models.hooks import frozen_eval, recorded
+from heatproof.models.hooks import frozen_eval, recorded, recorded_output
+from heatproof.models.layout import Layouts, check_layout
 from heatproof.models.loading import State, put_weights, read_plain
 
 logger = logging.getLogger(__name__)
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 FORMAT = "heatproof/masker"
 CLASS_CHANNELS = 64
@@ -68,6 +67,7 @@ class MaskerForm:
         gumbel: how a head with Gumbel noise works: "hard" and "soft" draw binary masks in training and cut the logits at 0
             afterwards, "sigmoid" and "logits" draw nothing; None for the plain sigmoid.
         temperature: of the Gumbel noise.
+        layouts: of each tap, for where it is not found, see `models.layout.Layouts`. Empty: all are found.
 
     Raises:
         InputError: naming the option.
@@ -83,18 +83,25 @@ class MaskerForm:
     classes: int | None = None
     gumbel: Gumbel | None = None
     temperature: float = 0.1
+    layouts: tuple[str | None, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("taps", "channels", "indices"):  # lists, from a file
+        for name in ("taps", "channels", "indices", "layouts"):  # lists, from a file
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.indices:
             object.__setattr__(self, "indices", tuple(range(1, len(self.taps) + 1)))
+        if not self.layouts:
+            object.__setattr__(self, "layouts", (None,) * len(self.taps))
         if not self.taps or len(set(self.taps)) < len(self.taps):
             raise InputError(f"masker: taps {list(self.taps)}: name one layer or more, each once")
         if len(self.indices) != len(self.taps) or len(self.channels) not in (0, len(self.taps)):
             raise InputError(
                 f"masker: {len(self.taps)} taps, {len(self.channels)} channels, {len(self.indices)} indices; one each"
             )
+        if len(self.layouts) != len(self.taps):
+            raise InputError(f"masker: {len(self.taps)} taps, {len(self.layouts)} layouts; one each")
+        for tap, layout in zip(self.taps, self.layouts, strict=True):
+            check_layout(f"masker: tap {tap!r}", layout)
         for name, known in (
             ("upsample", ("nearest", "bilinear")),
             ("gumbel", (None, "hard", "soft", "sigmoid", "logits")),
@@ -110,6 +117,14 @@ class MaskerForm:
     def draws_noise(self) -> bool:
         """Whether training needs uniform noise for each cell."""
         return self.gumbel in ("hard", "soft")
+
+    def layouts_in(self, classifier: nn.Module) -> Layouts:
+        """The layouts of the taps in a classifier.
+
+        Raises:
+            ModelError: there is no such layer (naming the nearest).
+        """
+        return Layouts(classifier, dict(zip(self.taps, self.layouts, strict=True)))
 
     def grid(self, size: Sequence[int]) -> tuple[int, int]:
         """Rows and columns of cells for an image of `size` (H, W).
@@ -301,24 +316,29 @@ def _conv(inputs: int, outputs: int, side: int, *, bias: bool = True) -> nn.Conv
 
 
 @contextmanager
-def tapped(classifier: nn.Module, taps: Sequence[str]) -> Iterator[Activations]:
+def tapped(layouts: Layouts, images: Tensor) -> Iterator[Activations]:
     """Records what layers give while a classifier runs inside the block.
+
+    Args:
+        layouts: the classifier and its layers.
+        images: (N, C, H, W), of the size that it runs on.
 
     Yields:
         A function that returns, after a forward pass, each tap's activations (N, C, h, w), detached.
 
     Raises:
-        ModelError: there is no such layer (naming the nearest), or what it gives is no grid.
+        ModelError: a layer does not run, or what it gives is no grid.
     """
+    layout_of = layouts(images)
     with ExitStack() as stack:
-        outputs = {name: stack.enter_context(recorded(classifier, name)) for name in taps}
-        grid = stack.enter_context(patch_grid(classifier))
-        yield lambda: [on_grid(recorded_output(name, found, grid).detach(), grid) for name, found in outputs.items()]
+        outputs = {tap: stack.enter_context(recorded(layouts.model, tap)) for tap in layouts.layers}
+        yield lambda: [layout_of[tap](recorded_output(tap, found).detach()) for tap, found in outputs.items()]
 
 
 def discovered(classifier: nn.Module, images: Tensor, form: MaskerForm) -> MaskerForm:
     """The form with the channels of its taps, found by a forward pass of `images` (N, C, H, W)."""
-    with frozen_eval(classifier), torch.no_grad(), tapped(classifier, form.taps) as activations:
+    taps = tapped(form.layouts_in(classifier), images)
+    with frozen_eval(classifier), torch.no_grad(), taps as activations:
         classifier(images)
         return dataclasses.replace(form, channels=tuple(values.shape[1] for values in activations()))
 

@@ -90,6 +90,9 @@ def _form(run: Run, section: config.TrainMasker, loaded: LoadedModel) -> MaskerF
                 f"train_masker: label {largest} ({run.dataset.class_names[largest]}) is no class of the classifier, which has {count}; "
                 "mend model, or set train_masker.target: predicted to explain the classifier's own answers"
             )
+    for name in section.layouts:
+        if name not in section.taps:
+            raise ConfigError(f"train_masker.layouts: {name!r} is none of taps{nearest(name, section.taps)}")
     form = MaskerForm(
         taps=tuple(section.taps),
         width=section.width,
@@ -99,6 +102,7 @@ def _form(run: Run, section: config.TrainMasker, loaded: LoadedModel) -> MaskerF
         classes=count if section.takes_class else None,
         gumbel=section.gumbel,
         temperature=section.temperature,
+        layouts=tuple(section.layouts.get(tap) for tap in section.taps),
     )
     return discovered(loaded.module, _blank(run, loaded), form)
 
@@ -178,7 +182,8 @@ def _sheet(section: config.TrainMasker, loaded: LoadedModel, network: Masker, va
     areas = batch.pixels.new_full((len(images),), sum(section.areas) / 2) if form.takes_area else None
     was_training = network.training
     network.eval()
-    with frozen_eval(loaded.module), torch.no_grad(), tapped(loaded.module, form.taps) as activations:
+    taps = tapped(form.layouts_in(loaded.module), images)
+    with frozen_eval(loaded.module), torch.no_grad(), taps as activations:
         loaded.module(images)
         classes = None if form.classes is None else batch.labels
         masks = network(activations(), images.shape[2:], areas=areas, classes=classes)
@@ -292,6 +297,8 @@ def _origin(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, l
     left_out = {"model", "form", "permuted_labels", "sample_images"}
     if job.form == "fix":
         left_out |= {"classifier_lr", "momentum", "historic", "historic_probability", "zoo_every", "zoo_size"}
+    if not section.layouts:
+        left_out.add("layouts")
     code: dict[str, Any] = {"training": masker.RESULTS_VERSION, "network": masker_models.RESULTS_VERSION}
     filled: dict[str, Any] = {}
     if (asked := _asked_infiller(run, section)) is not None:

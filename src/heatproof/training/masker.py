@@ -214,6 +214,7 @@ class Training:
     ):
         self.classifier, self.masker, self.recipe = classifier, masker, recipe
         self.normalization = normalization
+        self.layouts = masker.form.layouts_in(classifier)
         self.of_masker = torch.optim.Adam(masker.parameters(), lr=recipe.masker_rate, weight_decay=recipe.weight_decay)
         self.of_classifier: torch.optim.SGD | None = None
         self.zoo: list[State] = []
@@ -296,7 +297,7 @@ class Training:
 
     def _clean(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         learns = self.of_classifier is not None and torch.is_grad_enabled()
-        taps = tapped(self.classifier, self.masker.form.taps)
+        taps = tapped(self.layouts, images)
         with torch.set_grad_enabled(learns), taps as activations, self._autocast(images):
             logits = self.classifier(images)
             return logits.float(), activations()
