@@ -288,6 +288,26 @@ def test_stages_are_the_last_output_at_each_size():
     assert [name.split(".")[0] for name in names] == ["layer1", "layer2", "layer3"]
 
 
+def test_stages_in_other_layouts_are_read_as_they_are_laid_out():
+    first = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.Flatten(), nn.Linear(6 * 36, 2)).eval()
+    last = nn.Sequential(first[0], Then(lambda x: x.permute(0, 2, 3, 1)), *first[1:]).eval()
+    images = torch.randn(2, 3, 24, 24)
+    assert list(diffmask.stages_of(last, images)) == ["1"]
+    wanted, found = (masking_of(model, "pixels", patch=8).intact(images).hidden for model in (first, last))
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+
+
+class Then(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 def test_a_patch_must_divide_the_image():
     with pytest.raises(InputError, match="patch 5 does not divide images of 16 x 24 pixels"):
         masking_of(ResNet8(num_classes=4), patch=5).intact(torch.zeros(1, 3, 16, 24))

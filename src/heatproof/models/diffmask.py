@@ -19,7 +19,7 @@ Reference:
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -31,7 +31,8 @@ from torch.nn import functional
 from heatproof.errors import InputError, ModelError
 from heatproof.models.attention import Architecture, architecture_of
 from heatproof.models.hard_concrete import HardConcrete
-from heatproof.models.hooks import module_named
+from heatproof.models.hooks import recorded, recorded_output
+from heatproof.models.layout import Grid, grid_of, traced
 from heatproof.models.loading import State, put_weights, read_plain, read_weights
 from heatproof.models.targets import Retargeted
 
@@ -140,7 +141,7 @@ class PixelMasking:
     the grid of patches. All are filled up with zeros to the widest.
 
     Args:
-        model: any classifier with stages (N, C, h, w).
+        model: any classifier with stages (N, C, h, w), in any layout (`models.layout`).
         patch: side of a patch in pixels, which divides the image's sides; None: about an eighth of the shorter side.
     """
 
@@ -149,21 +150,19 @@ class PixelMasking:
     def __init__(self, model: nn.Module, patch: int | None = None):
         self.model = model
         self.patch = patch
-        self._stages: list[str] = []
+        self._stages: dict[tuple[int, ...], dict[str, Grid]] = {}
 
     def intact(self, images: Tensor) -> Pass:
         """Runs the classifier: states 0 (pixels) and one for each stage, from the image to the head."""
         side, grid = self._grid(images)
-        self._stages = self._stages or stages_of(self.model, images[:1])
-        states: list[Tensor] = []
-
-        def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
-            states.append(functional.adaptive_avg_pool2d(output, grid).flatten(2).transpose(1, 2))
-
-        with torch.no_grad(), ExitStack() as hooks:
-            for name in self._stages:
-                hooks.callback(module_named(self.model, name).register_forward_hook(keep).remove)
+        size = tuple(images.shape[2:])
+        if size not in self._stages:
+            self._stages[size] = stages_of(self.model, images)
+        with torch.no_grad(), ExitStack() as stack:
+            outputs = {name: stack.enter_context(recorded(self.model, name)) for name in self._stages[size]}
             logits = self.model(images.clone())  # the first layer may work in place
+        stages = [layout(recorded_output(name, outputs[name])) for name, layout in self._stages[size].items()]
+        states = [functional.adaptive_avg_pool2d(stage, grid).flatten(2).transpose(1, 2) for stage in stages]
         pixels = functional.unfold(images, side, stride=side).transpose(1, 2)
         width = max(state.shape[2] for state in (pixels, *states))
         return Pass([functional.pad(state, (0, width - state.shape[2])) for state in (pixels, *states)], logits, grid)
@@ -250,8 +249,8 @@ def replaced_state(architecture: Architecture, index: int, new: Tensor) -> Itera
         handle.remove()
 
 
-def stages_of(model: nn.Module, images: Tensor) -> list[str]:
-    """Names of the modules that give the last output (N, C, h, w) at each spatial size, in the order of their calls.
+def stages_of(model: nn.Module, images: Tensor) -> dict[str, Grid]:
+    """The modules that give the last output at each spatial size, in the order of their calls, and the layouts of the outputs.
 
     Outputs of a single pixel are no stage: they are pooled.
 
@@ -259,29 +258,20 @@ def stages_of(model: nn.Module, images: Tensor) -> list[str]:
         ModelError: where there is none.
 
     >>> convolutions = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.Flatten())
-    >>> stages_of(convolutions, torch.zeros(1, 1, 8, 8))
+    >>> list(stages_of(convolutions, torch.zeros(1, 1, 8, 8)))
     ['1', '2']
     """
     while isinstance(model, Retargeted):  # layers are named as inside
         model = model.model
-    last: dict[tuple[int, ...], str] = {}
-
-    def noting(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def note(module: nn.Module, arguments: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1:
-                last.pop(tuple(output.shape[2:]), None)
-                last[tuple(output.shape[2:])] = name
-
-        return note
-
-    with torch.no_grad(), ExitStack() as hooks:
-        for name, module in model.named_modules():
-            if name:
-                hooks.callback(module.register_forward_hook(noting(name)).remove)
-        model(images.clone())
+    last: dict[tuple[int, int], tuple[str, Grid]] = {}
+    for name, trace in traced(model, images, [name for name, _ in model.named_modules() if name]).items():
+        grid = grid_of(trace)
+        if grid is not None and max(grid.size) > 1:
+            last.pop(grid.size, None)
+            last[grid.size] = name, grid
     if not last:
         raise ModelError(f"{type(model).__name__}: has neither tokens nor stages (N, C, h, w); DiffMask needs either")
-    return list(last.values())
+    return dict(last.values())
 
 
 class Explainer(nn.Module):
