@@ -312,6 +312,12 @@ The lists are those of the masking-based saliency code, for the same seed. Then,
         action="store_true",
         help="both sides are scaled; default: the shorter one, then the centre cut",
     )
+    tool.add_argument(
+        "--exif",
+        choices=("turn", "ignore"),
+        default="turn",
+        help="whether pictures are turned as their cameras say (EXIF), or taken as they are stored; default: turn",
+    )
     tool.add_argument("--examples-per-class", **count, help="cut the training lists to so many pictures of each class")
     tool.add_argument("--num-classes", **count, help="cut the training lists to so many classes; labels stay")
     tool.add_argument("--dry-run", action="store_true", help="read all, write nothing, say what would be written")
@@ -332,6 +338,7 @@ def _prepare(asked: argparse.Namespace) -> None:
             seed=asked.seed,
             size=asked.size,
             squash=asked.break_ratio,
+            exif=asked.exif,
             examples_per_class=asked.examples_per_class,
             classes=asked.num_classes,
             dry_run=asked.dry_run,

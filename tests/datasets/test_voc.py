@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heatproof.datasets import Dataset, open_dataset
+from heatproof.datasets import Dataset, open_dataset, voc
 from heatproof.datasets.folders import FolderSource, evaluation_boxes
 from heatproof.datasets.pictures import Framing
 from heatproof.errors import DataError
@@ -40,13 +40,13 @@ def test_boxes_in_the_frame_are_those_of_the_published_code(mode, squash):
 
 def test_a_tree_of_pictures_and_xml_files_gives_the_published_boxes(tmp_path):
     golden = json.loads((GOLDEN / "preproc.json").read_text())
-    for name in golden["files"]:
-        if name.startswith("val/"):
-            rectangle(tmp_path / name)
     (tmp_path / "vann").mkdir()
     for name, text in golden["annotations"].items():
         if name.startswith("vann/"):
             (tmp_path / name).write_text(text)
+    for name in golden["files"]:
+        if name.startswith("val/"):
+            rectangle(tmp_path / name, voc.read(tmp_path / "vann" / f"{Path(name).stem}.xml").size)
     classes = sorted(path.name for path in (tmp_path / "val").iterdir())
     source = FolderSource(tmp_path, {"test": "val"}, classes, classes, Framing(224, 224), boxes=tmp_path / "vann")
     split = Dataset("Tree", source, 0.5).split("test")

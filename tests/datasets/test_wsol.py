@@ -45,8 +45,8 @@ def with_masks(root, masks, localization, **options):
 def test_boxes_are_scaled_as_the_published_code_does(tmp_path):
     golden = json.loads((GOLDEN / "wsol.json").read_text())
     raw, expected = golden["raw_boxes"], golden["resized_gt_boxes"]
-    for name in raw:
-        rectangle(tmp_path / name)
+    for name, told in raw.items():
+        rectangle(tmp_path / name, (told["width"], told["height"]))
     lines = [",".join(map(str, (name, *box))) for name, told in raw.items() for box in told["boxes"]]
     metadata(
         tmp_path,
@@ -177,8 +177,8 @@ def test_the_fingerprint_covers_the_localisation(tmp_path):
         ({"labels": "a.jpg\n"}, r"class_labels\.txt line 1: 'a\.jpg'; expected id,label"),
         ({"localization": "a.jpg,5,0,4,9\n"}, r"localization\.txt line 1: box 5,0,4,9 is empty"),
         ({"localization": "a.jpg,0,5,9,4\n"}, r"localization\.txt line 1: box 0,5,9,4 is empty"),
-        ({"localization": "a.jpg,120,0,130,9\n"}, r"box 120,0,130,9 lies outside the picture of 120 x 90 pixels"),
-        ({"localization": "a.jpg,-9,-9,-1,9\n"}, r"box -9,-9,-1,9 lies outside the picture"),
+        ({"localization": "a.jpg,120,0,130,9\n"}, r"box 120, 0, 131, 10 lies outside the picture of 120 x 90 pixels"),
+        ({"localization": "a.jpg,-9,-9,-1,9\n"}, r"box -9, -9, 0, 10 lies outside the picture"),
         (
             {"localization": "a.jpg,0,0,9,9\na.jpg,0,0,x,9\n"},
             r"localization\.txt line 2: x1 is 'x'; expected an integer",
@@ -220,9 +220,11 @@ def test_the_published_metadata_are_read(tmp_path, shared_data, name, count, cla
     folder = sample / "metadata" / name
     ids = (folder / "val" / "image_ids.txt").read_text().split()
     masks = sample / "masks" / name
+    lines = (folder / "val" / "image_sizes.txt").read_text().split() if name != "OpenImages" else []
+    sizes = {line.split(",")[0]: tuple(map(int, line.split(",")[1:])) for line in lines}
     for file in ids:
         found = list(masks.glob(f"**/{Path(file).stem}_*.png"))
-        size = (120, 90)
+        size = sizes.get(file, (120, 90))
         if found:
             with Image.open(found[0]) as mask:
                 size = mask.size

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from heatproof.datasets import listed, pictures
 from heatproof.datasets.dataset import Boxes, Indices, covered
 from heatproof.datasets.folders import FolderSamples
 from heatproof.datasets.listed import ListedSource
-from heatproof.datasets.pictures import Framing
+from heatproof.datasets.pictures import Exif, Framing, check_box
 from heatproof.errors import DataError, InputError
 
 logger = logging.getLogger(__name__)
@@ -47,11 +48,10 @@ class Object:
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture's entry: its file, its size, the file of its panoptic mask, and its objects."""
+    """A picture's entry: its file, its size where that is given, the file of its panoptic mask, and its objects."""
 
     file: str
-    width: int
-    height: int
+    size: tuple[int, int] | None
     mask: Path | None
     objects: tuple[Object, ...]
 
@@ -66,13 +66,15 @@ def coco(
     crop: int | None = 224,
     squash: bool = False,
     train_share: float = 0.0,
+    exif: Exif = "turn",
 ) -> ListedSource:
     """Photographs of COCO; the label is the category of the largest object, by COCO's area.
 
     The annotations are COCO's detection JSON (boxes, with polygons or run lengths where they are given) or its panoptic
     JSON with a folder of PNG files (segment = R + 256 G + 65536 B): the file itself tells which. Crowds never count as
-    objects; their pixels count neither way where the objects do not cover them. Photographs without an object are left
-    out, and their number is logged: nothing could be their label.
+    objects; their pixels count neither way where the objects do not cover them. Boxes without area are left out, and so are
+    photographs without an object, since nothing could be their label; the numbers of both are logged. LVIS's `coco_url` stands
+    in for a missing `file_name`: `images` then holds the files, or the folders train2017 and val2017.
 
     All pictures are in the test part unless `train_share` says otherwise.
 
@@ -87,18 +89,25 @@ def coco(
         crop: side of the centre square.
         squash: both sides become `resize` long before the cut.
         train_share: this share of each class, the first in the order of the file, is the training part.
+        exif: `turn`: photographs are turned as their cameras say; annotations that refer to the stored rows, as the listed
+            width and height show, are turned with them. `ignore`: all are taken as they are stored.
 
     Reference:
         Lin et al.: "Microsoft COCO", ECCV 2014. Kirillov et al.: "Panoptic Segmentation", CVPR 2019.
     """
     if objects not in ("thing_class", "largest_class", "all"):
         raise InputError(f"objects: {objects!r} must be 'thing_class', 'largest_class' or 'all'")
-    framing, path = Framing(resize, crop, squash), root / annotations
+    framing, path = Framing(resize, crop, squash, exif), root / annotations
     content = listed.read_json(path)
-    categories, photographs = _parsed(path, lambda: _read(path, content, root / masks, objects))
+    categories, photographs, flat = _parsed(path, lambda: _read(path, content, root, images, masks, objects))
     labelled = [photograph for photograph in photographs if any(not item.crowd for item in photograph.objects)]
     if not labelled:
-        raise DataError(f"{path}: no picture has an object; with objects: {objects}, nothing could be a label")
+        left_out = f"; left out: {flat[0]}" if flat else ""
+        raise DataError(
+            f"{path}: no picture has an object; with objects: {objects}, nothing could be a label{left_out}"
+        )
+    if flat:
+        logger.info("%s: %d boxes without area are left out, the first: %s", path, len(flat), flat[0])
     if len(labelled) < len(photographs):
         logger.info("%s: %d pictures have no object and are left out", path, len(photographs) - len(labelled))
     numbers = sorted(categories)
@@ -142,7 +151,7 @@ class CocoSamples(FolderSamples):
             where = f"{annotations}: {own.file}"
             sizes = [listed.bytes_of(path, where) for path in (root / own.file, own.mask) if path is not None]
             told = [(o.category, o.area, o.crowd, o.box.tolist(), o.shape) for o in own.objects]
-            digest.update(repr((own.file, own.width, own.height, sizes, told)).encode())
+            digest.update(repr((own.file, own.size, sizes, told)).encode())
         super().__init__(root, [own.file for own in photographs], labels, framing, digest.hexdigest())
         self._annotations, self._photographs = annotations, photographs
         self._categories, self._objects = categories, objects
@@ -169,41 +178,32 @@ class CocoSamples(FolderSamples):
         return items if self._objects == "all" else [item for item in items if item.category == wanted]
 
     def _framed_boxes(self, row: int, items: Sequence[Object]) -> Boxes:
-        own = self._photographs[row]
-        if self.source_size(row) != (own.width, own.height):
-            raise DataError(
-                f"{self.root / own.file}: image {row} is {' x '.join(map(str, self.source_size(row)))} pixels, and "
-                f"{own.width} x {own.height} in {self._annotations}; restore the picture that was annotated"
-            )
-        return self.framing.boxes(np.array([item.box for item in items]), own.width, own.height)
+        boxes = np.array([item.box for item in items]).reshape(-1, 4)
+        upright, size = self.upright(row, boxes, self._photographs[row].size, self._annotations)
+        return self.framing.boxes(upright, *size)
 
     def _united(self, crowds: bool, row: int) -> NDArray[np.bool_]:
-        """Objects or crowds of a photograph in its frame: their shapes, or their boxes where no shapes are told."""
-        items, own = self._chosen(row, crowds=crowds), self._photographs[row]
+        """Objects or crowds of a photograph in its frame: their shapes, or their boxes where no shapes are given."""
+        items, own, view = self._chosen(row, crowds=crowds), self._photographs[row], self.view(row)
         bare = [item for item in items if item.shape is None]
-        region: NDArray[np.bool_] = covered([self._framed_boxes(row, bare)], self.framing.frame(own.width, own.height))[
-            0
-        ]
+        region: NDArray[np.bool_] = covered([self._framed_boxes(row, bare)], self.framing.frame(*view.size))[0]
         shaped = [item.shape for item in items if item.shape is not None]
         if not shaped:
             return region
         if own.mask is not None:
-            mask = self._segments(row, own.mask, [shape for shape in shaped if isinstance(shape, int)])
+            masks = [self._segments(row, own.mask, [shape for shape in shaped if isinstance(shape, int)])]
+            what = f"{own.mask}: mask"
         else:
-            where = f"{self._annotations}: {own.file}"
-            drawn = [_parsed(where, functools.partial(_drawn, shape, own.width, own.height)) for shape in shaped]
-            mask = np.any(drawn, axis=0)
-        region |= self.framing.mask(mask.astype(np.uint8)) > 0
+            what = f"{self._annotations}: {own.file}"
+            width, height = own.size or view.size
+            masks = [_parsed(what, functools.partial(_drawn, shape, width, height)) for shape in shaped]
+            what += ": shape"
+        union = np.any([view.mask(mask, what, own.file) for mask in masks], axis=0)
+        region |= self.framing.mask(union.astype(np.uint8)) > 0
         return region
 
     def _segments(self, row: int, path: Path, wanted: Sequence[int]) -> NDArray[np.bool_]:
-        colours = pictures.read_colours(path, f"mask of image {row}").astype(np.int64)
-        own = self._photographs[row]
-        if colours.shape[:2] != (own.height, own.width):
-            raise DataError(
-                f"{path}: mask of {colours.shape[1]} x {colours.shape[0]} pixels for {own.file} of "
-                f"{own.width} x {own.height}; restore the mask that belongs to it"
-            )
+        colours = pictures.read_colours(path, f"mask of image {row}", self.framing.exif).astype(np.int64)
         segments = colours @ np.array([1, 256, 65536])
         missing = np.setdiff1d(wanted, segments)
         if missing.size:
@@ -216,9 +216,9 @@ def _area(item: Object) -> float:
 
 
 def _read(
-    path: Path, content: dict[str, Any], masks: Path, objects: Objects
-) -> tuple[dict[int, str], list[Photograph]]:
-    """The categories that count, and the photographs with their objects of these."""
+    path: Path, content: dict[str, Any], root: Path, images: str, masks: str, objects: Objects
+) -> tuple[dict[int, str], list[Photograph], list[str]]:
+    """The categories that count, the photographs with their objects of these, and the objects that have no area."""
     counts = {
         int(entry["id"]): str(entry["name"])
         for entry in content["categories"]
@@ -227,15 +227,16 @@ def _read(
     known = {int(entry["id"]) for entry in content["categories"]}
     found: dict[int, list[Object]] = defaultdict(list)
     files: dict[int, Path] = {}
-    pictured = {int(entry["id"]) for entry in content["images"]}
+    flat: list[str] = []
+    pictured, sizes = _pictured(path, content["images"], root / images)
     for annotation in content["annotations"]:
         image = int(annotation["image_id"])
         if image not in pictured:
             raise DataError(
-                f"{path}: an annotation is of picture {image}, which is not among its images; mend the file"
+                f"{path}: an annotation is of picture {image}, which is not among its images; correct the file"
             )
         if "segments_info" in annotation:
-            files[image] = masks / annotation["file_name"]
+            files[image] = root / masks / annotation["file_name"]
             items = [{**segment, "segmentation": int(segment["id"])} for segment in annotation["segments_info"]]
         else:
             items = [annotation]
@@ -243,38 +244,86 @@ def _read(
             if item["category_id"] not in known:
                 raise DataError(f"{path}: picture {image}: category {item['category_id']} is not among its categories")
             if item["category_id"] in counts:
-                found[image].append(_object(f"{path}: picture {image}: object {item['id']}", item))
-    photographs = []
-    for entry in content["images"]:
-        image, width, height = int(entry["id"]), int(entry["width"]), int(entry["height"])
-        where = f"{path}: {entry['file_name']}"
-        for found_object in found[image]:
-            x0, y0, x1, y1 = found_object.box.tolist()
-            if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
-                raise DataError(
-                    f"{where}: box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside the picture of {width} x {height} pixels"
-                )
-        photographs.append(Photograph(entry["file_name"], width, height, files.get(image), tuple(found[image])))
-    return counts, photographs
+                where = f"{path}: picture {image}: object {item['id']}"
+                own = _object(where, item, flat)
+                if own is not None:
+                    found[image].append(own)
+    for image, size in sizes.items():
+        if size is not None:
+            for placed in found[image]:
+                check_box(placed.box.tolist(), size, f"{path}: {pictured[image]}")
+    photographs = [
+        Photograph(file, sizes[image], files.get(image), tuple(found[image])) for image, file in pictured.items()
+    ]
+    return counts, photographs, flat
 
 
-def _object(where: str, entry: dict[str, Any]) -> Object:
+def _pictured(
+    path: Path, entries: Sequence[dict[str, Any]], folder: Path
+) -> tuple[dict[int, str], dict[int, tuple[int, int] | None]]:
+    """The file of each picture, and its width and height where they are given, by its number."""
+    files: dict[int, str] = {}
+    sizes: dict[int, tuple[int, int] | None] = {}
+    places: dict[str, str] = {}
+    for place, entry in enumerate(entries):
+        image, where = int(entry["id"]), f"{path}: images[{place}]"
+        file = entry["file_name"] if entry.get("file_name") else _file_of(entry["coco_url"], folder)
+        listed.once(places, f"id {image}", where)
+        listed.once(places, f"file {file}", where)
+        files[image], sizes[image] = file, None
+        if entry.get("width") or entry.get("height"):
+            width, height = int(entry["width"]), int(entry["height"])
+            if width < 1 or height < 1:
+                raise DataError(f"{where}: {file} is said to be {width} x {height} pixels; correct or remove both")
+            sizes[image] = width, height
+    return files, sizes
+
+
+def _file_of(url: str, folder: Path) -> str:
+    """The file of a photograph that is known by its address at COCO: in a folder for COCO's part, or without one.
+
+    >>> _file_of("http://images.cocodataset.org/val2017/000000397133.jpg", Path("."))
+    '000000397133.jpg'
+    """
+    *_, part, name = urlsplit(url).path.split("/")
+    return f"{part}/{name}" if (folder / part / name).is_file() else name
+
+
+def _object(where: str, entry: dict[str, Any], flat: list[str]) -> Object | None:
+    """An annotation; None, noted among the flat ones, where its box has no area."""
     left, top, width, height = (float(value) for value in entry["bbox"])
-    if width <= 0 or height <= 0:
-        raise DataError(f"{where}: box of {width:g} x {height:g} pixels is empty; mend or remove the annotation")
+    empty = f"{where}: box of {width:g} x {height:g} pixels is empty"
+    if width < 0 or height < 0:
+        raise DataError(f"{empty}; correct or remove the annotation")
+    if width == 0 or height == 0:
+        flat.append(empty)
+        return None
+    area = float(entry.get("area", width * height))
+    if not np.isfinite((left, top, width, height, area)).all():
+        raise DataError(
+            f"{where}: box {left:g}, {top:g}, {width:g}, {height:g} of area {area:g} has a value that is no finite number; "
+            "correct or remove the annotation"
+        )
     return Object(
         category=int(entry["category_id"]),
-        area=float(entry.get("area", width * height)),
+        area=area,
         crowd=bool(entry.get("iscrowd", 0)),
         box=np.array([left, top, left + width, top + height]),
-        shape=entry.get("segmentation") or None,
+        shape=_shape(entry.get("segmentation")),
     )
+
+
+def _shape(given: Any) -> Any:
+    """The shape of an object; None where polygons are given that have no corners."""
+    return given if isinstance(given, dict | int) or (given and any(given)) else None
 
 
 def _drawn(shape: Any, width: int, height: int) -> NDArray[np.bool_]:
     """Polygons or run lengths as a mask (height, width)."""
     if isinstance(shape, dict):
         return run_lengths(shape["counts"], *shape["size"])
+    if not all(np.isfinite(polygon).all() for polygon in shape):
+        raise ValueError("a polygon has a corner that is no finite number")
     filled: NDArray[np.bool_] = np.any([inside(np.array(polygon), height, width) for polygon in shape], axis=0)
     return filled
 

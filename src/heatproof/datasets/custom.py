@@ -27,7 +27,8 @@ class CustomSource:
     (H, W, C) or (C, H, W) as array or tensor; `classes` or `class_names`; and, if it knows the objects, any of
     `regions(indices)` -> (B, H, W) boolean, `boxes(indices)` -> for each image (k, 4) integers (x0, y0, x1, y1), half-open
     and unclipped, and `ignored(indices)` -> (B, H, W) boolean: pixels that count neither as object nor as background. Each
-    may return None. An image must be the same whenever it is asked for.
+    may return None. An image must be the same whenever it is asked for. A Pillow picture is turned as its EXIF data say; where
+    the object has annotations, it must do so itself, since these could refer to either.
 
     Args:
         path: dotted path of the class.
@@ -155,7 +156,18 @@ class CustomSamples:
         item = _called(where, lambda: self._items[row])
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"{where}: is a {type(item).__name__}; expected (image, label)")
-        return _picture(where, item[0]), _label(where, item[1], len(self.class_names))
+        return _picture(where, self._upright(where, item[0])), _label(where, item[1], len(self.class_names))
+
+    def _upright(self, where: str, image: Any) -> Any:
+        """A Pillow picture as its camera held it; all else as it is."""
+        if not isinstance(image, Image.Image) or not pictures.is_turned(image):
+            return image
+        if any(hasattr(self._items, name) for name in ("regions", "boxes", "ignored")):
+            raise DataError(
+                f"{where}: the picture's EXIF data ask for it to be turned, and its annotations may be of the turned or of the "
+                "stored one; return PIL.ImageOps.exif_transpose(image), or an array"
+            )
+        return _called(where, lambda: pictures.upright(image))
 
     def _item(self, row: int) -> tuple[Tensor, int]:
         picture, label = self._read(row)

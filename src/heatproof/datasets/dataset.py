@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -14,11 +15,15 @@ from torch import Tensor
 from heatproof import checks, seeding
 from heatproof.errors import DataError, InputError, nearest
 
+logger = logging.getLogger(__name__)
+
 Indices = NDArray[np.int64]
 Boxes = NDArray[np.int64]  # (k, 4) of one picture: x0, y0, x1, y1 in pixels of the frame, half-open
 Part = Literal["train", "test"]
 
 PARTS: tuple[Part, ...] = ("train", "test")
+# For errors that say a training part is missing.
+WITHOUT_TRAINING = "set what is otherwise taken from training pictures: model.normalization, and a fill without their mean (zero_normalised)"
 SPLITS: dict[str, Part] = {"train": "train", "validation": "train", "test": "test"}
 
 
@@ -176,8 +181,8 @@ class Dataset:
     Args:
         name: as in the configuration.
         source: where the pictures come from.
-        split_ratio: share of each class's training pictures, the first in the order of the file, that is trained on; the
-            rest validates.
+        split_ratio: share of each class's training pictures, the first in the order of the file and one at least, that is
+            trained on; the rest validates.
         examples_per_class: cut `train` to so many pictures of each class; None: all.
         classes: cut `train` to so many classes; None: all. Labels, `validation` and `test` stay as they are.
         seed: root seed, which draws these pictures and classes; fewer are among more.
@@ -241,6 +246,10 @@ class Dataset:
         if part == "train":
             trains = first_of_each_class(samples.labels, self.split_ratio)
             rows = rows[trains if name == "train" else ~trains]
+        if name == "validation" and len(rows):
+            self._log_unvalidated(samples.labels, rows)
+        if name == "test":
+            self._log_single_class(samples.labels)
         if name == "train" and (self.examples_per_class or self.classes):
             rows = self._few(samples.labels, rows)
         if not len(rows):
@@ -249,6 +258,21 @@ class Dataset:
                 f"{len(samples.labels)} pictures in {part!r}, split_ratio {self.split_ratio:g}"
             )
         return Split(name, samples, rows, self.size, self.channels)
+
+    def _log_unvalidated(self, labels: Indices, rows: Indices) -> None:
+        lacking = np.setdiff1d(labels, labels[rows])
+        if lacking.size and self.split_ratio < 1:
+            logger.info(
+                "%s: %d classes, the first %r, have too few training pictures for split_ratio %g to leave one for validation",
+                self.name, len(lacking), self.class_names[lacking[0]], self.split_ratio,
+            )  # fmt: skip
+
+    def _log_single_class(self, labels: Indices) -> None:
+        if len(labels) > 1 and (labels == labels[0]).all():
+            logger.info(
+                "%s: all %d test pictures are of class %r; accuracies then say nothing about telling classes apart",
+                self.name, len(labels), self.class_names[labels[0]],
+            )  # fmt: skip
 
     def _few(self, labels: Indices, rows: Indices) -> Indices:
         """Some of the rows: of the classes that are drawn, as many pictures as are asked for."""
@@ -267,7 +291,9 @@ class Dataset:
 
 
 def first_of_each_class(labels: Indices, share: float) -> NDArray[np.bool_]:
-    """True for the first `int(share * count)` pictures of each class, in their order: (N,).
+    """True for the first `int(share * count)` pictures of each class, in their order, and for one at least: (N,).
+
+    A share above 0 thus leaves no class without a picture to train on.
 
     >>> first_of_each_class(np.array([0, 1, 0, 0, 1, 0]), 0.5)
     array([ True,  True,  True, False, False, False])
@@ -275,7 +301,7 @@ def first_of_each_class(labels: Indices, share: float) -> NDArray[np.bool_]:
     first = np.zeros(len(labels), dtype=np.bool_)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        first[rows[: int(share * len(rows))]] = True
+        first[rows[: max(int(share * len(rows)), int(share > 0))]] = True
     return first
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-import os
+import logging
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,10 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heatproof.datasets import pictures, voc
-from heatproof.datasets.dataset import Boxes, Indices, Part
-from heatproof.datasets.pictures import Framing
+from heatproof.datasets import pictures, trees, voc
+from heatproof.datasets.dataset import WITHOUT_TRAINING, Boxes, Indices, Part
+from heatproof.datasets.pictures import Exif, Framing, View
+from heatproof.datasets.voc import Annotated
 from heatproof.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 class FolderSamples:
@@ -23,7 +26,7 @@ class FolderSamples:
 
     def __init__(self, root: Path, files: Sequence[str], labels: Indices, framing: Framing, fingerprint: str):
         self.root, self.files, self.labels, self.framing = root, files, labels, framing
-        self.fingerprint = fingerprint
+        self.fingerprint = f"{fingerprint}/exif {framing.exif}"
 
     @functools.cached_property
     def size(self) -> tuple[int, int]:
@@ -62,9 +65,15 @@ class FolderSamples:
             masks[place] = mask
         return masks
 
-    def source_size(self, row: int) -> tuple[int, int]:
-        """Width and height of a picture as it lies in its file."""
-        return pictures.read_size(self.root / self.files[row], row)
+    def view(self, row: int) -> View:
+        """How a picture is shown, for the annotations of it."""
+        return pictures.view(self.root / self.files[row], f"image {row}", self.framing.exif)
+
+    def upright(
+        self, row: int, boxes: NDArray[np.number], listed: tuple[int, int] | None, where: object
+    ) -> tuple[NDArray[np.float64], tuple[int, int]]:
+        """Boxes (k, 4) of a picture as an annotation gives them, upright, and the size of their frame (`View.boxes`)."""
+        return self.view(row).boxes(boxes, listed, where, f"{self.root / self.files[row]}: image {row}")
 
     def _read(self, row: int) -> Tensor:
         return pictures.read(self.root / self.files[row], row, self.framing)
@@ -86,8 +95,7 @@ class FolderSamples:
 class FolderSource:
     """A folder for each part, in it a folder for each class, in these the pictures; deeper folders are read as well.
 
-    The order is that of the sorted paths. Names that begin with a dot, and files that are no pictures by their suffix,
-    are left aside. The fingerprint covers paths, sizes in bytes and options; the files are not read for it.
+    The order is that of the sorted paths. What is no picture, or belongs to a system (`trees`), is left out and logged. The fingerprint covers paths, sizes in bytes and options; the files are not read for it.
 
     Args:
         root: holds the parts.
@@ -141,31 +149,62 @@ class FolderSource:
     def _listed(self, part: Part) -> FolderSamples:
         folder = self.root / self.folders[part]
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; put the {part} pictures there, in a folder for each class")
+            instead = f", or {WITHOUT_TRAINING}" if part == "train" else ""
+            raise DataError(
+                f"{folder}: no such folder; put the {part} pictures there, in a folder for each class{instead}"
+            )
         files: list[str] = []
         labels: list[int] = []
         digest = hashlib.sha256(repr((self.framing, self.class_folders)).encode())
+        left_out = trees.LeftOut()
         for label, name in enumerate(self.class_folders):
-            for path, size in pictures_below(folder / name):
+            for path, size in trees.pictures_below(folder / name, left_out):
                 files.append(path.relative_to(folder).as_posix())
                 labels.append(label)
                 digest.update(f"{files[-1]}\0{size}\n".encode(errors="surrogateescape"))
+        left_out.log(folder)
         if not files:
             raise DataError(f"{folder}: holds no pictures ({', '.join(pictures.SUFFIXES)}) in folders for each class")
         numbers = np.array(labels, dtype=np.int64)
+        lacking = np.setdiff1d(np.arange(len(self.class_names)), numbers)
+        if lacking.size:
+            logger.info(
+                "%s: has no pictures of %d of the %d classes, such as %r",
+                folder, lacking.size, len(self.class_names), self.class_names[lacking[0]],
+            )  # fmt: skip
         if part == "train" or self.boxes is None:
             return FolderSamples(folder, files, numbers, self.framing, digest.hexdigest())
-        boxes: list[Boxes] = []
+        annotated: list[Annotated] = []
         for file, label in zip(files, labels, strict=True):
-            path = _annotation(self.boxes, file, self.class_folders[label])
-            annotated = voc.read(path)
-            boxes.append(
-                evaluation_boxes(
-                    annotated.boxes_of(self.class_folders[label]), annotated.width, annotated.height, self.framing
-                )
-            )
-            digest.update(repr((annotated.width, annotated.height, boxes[-1].tolist())).encode())
-        return BoxedSamples(folder, files, numbers, self.framing, digest.hexdigest(), boxes)
+            name = self.class_folders[label]
+            annotated.append(voc.read(voc.annotation_of(self.boxes, Path(file), name)).only(name))
+            digest.update(repr((annotated[-1].size, annotated[-1].objects)).encode())
+        return AnnotatedSamples(folder, files, numbers, self.framing, digest.hexdigest(), annotated)
+
+
+class AnnotatedSamples(FolderSamples):
+    """Picture files, and what an XML file says about each: the objects of its class alone."""
+
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[str],
+        labels: Indices,
+        framing: Framing,
+        fingerprint: str,
+        annotated: Sequence[Annotated],
+    ):
+        super().__init__(root, files, labels, framing, fingerprint)
+        self._annotated = annotated
+
+    def boxes(self, indices: Indices) -> list[Boxes]:
+        """Boxes (k, 4), half-open and unclipped, for each picture (`evaluation_boxes`)."""
+        return pictures.each(self._framed_boxes, indices.tolist())
+
+    def _framed_boxes(self, row: int) -> Boxes:
+        own = self._annotated[row]
+        boxes, (width, height) = self.upright(row, own.boxes, own.size, own.path)
+        return evaluation_boxes(boxes, width, height, self.framing)
 
 
 class BoxedSamples(FolderSamples):
@@ -198,8 +237,8 @@ def evaluation_boxes(boxes: NDArray[np.number], width: int, height: int, framing
 
     Args:
         boxes: (k, 4) xmin, ymin, xmax, ymax.
-        width: of the picture, as the XML file says.
-        height: of the picture, as the XML file says.
+        width: of the picture that the boxes refer to.
+        height: of the picture that the boxes refer to.
         framing: the frame.
 
     Reference:
@@ -219,38 +258,41 @@ def evaluation_boxes(boxes: NDArray[np.number], width: int, height: int, framing
     return np.trunc(edges).astype(np.int64)
 
 
-def _annotation(folder: Path, file: str, class_folder: str) -> Path:
-    """The XML file of a picture: in the folder itself, or in one named after the class below it."""
-    name = f"{Path(file).name.partition('.')[0]}.xml"
-    nested = folder / class_folder / name
-    return nested if nested.is_file() else folder / name
-
-
-def image_folder(root: Path, resize: int | None = None, crop: int | None = None, squash: bool = False) -> FolderSource:
+def image_folder(
+    root: Path, resize: int | None = None, crop: int | None = None, squash: bool = False, exif: Exif = "turn"
+) -> FolderSource:
     """Any set of pictures: `root/train/<class>/` and `root/test/<class>/` (or `root/val/` where there is no `test`).
 
-    The classes are the folders of all parts together, sorted, so that a class which one part lacks shifts no label.
+    The classes are the folders with pictures of all parts together, sorted, so that a class which one part lacks shifts no
+    label.
 
     Args:
         root: the folder.
         resize: shorter side after scaling.
         crop: side of the centre square; this or `squash` is needed where the pictures differ in shape.
         squash: both sides become `resize` long.
+        exif: `turn`: pictures are turned as their cameras say; `ignore`: they are taken as they are stored.
     """
+    framing = Framing(resize, crop, squash, exif)
     folders: dict[Part, str] = {"train": "train", "test": "test" if (root / "test").is_dir() else "val"}
     there = [root / folder for folder in folders.values() if (root / folder).is_dir()]
     if not there:
         raise DataError(
             f"{root}: has no folder train, test or val; expected {root}/train/<class>/<picture>.png and the like"
         )
-    classes = sorted({name for folder in there for name in subfolders(folder)})
+    classes = trees.class_folders(there)
     if not classes:
-        raise DataError(f"{there[0]}: holds no folders; expected one for each class, with its pictures")
-    return FolderSource(root, folders, classes, classes, Framing(resize, crop, squash))
+        raise DataError(f"{there[0]}: holds no pictures ({', '.join(pictures.SUFFIXES)}) in folders for each class")
+    return FolderSource(root, folders, classes, classes, framing)
 
 
 def imagenet(
-    root: Path, resize: int | None = 256, crop: int | None = 224, squash: bool = False, boxes: str | None = None
+    root: Path,
+    resize: int | None = 256,
+    crop: int | None = 224,
+    squash: bool = False,
+    boxes: str | None = None,
+    exif: Exif = "turn",
 ) -> FolderSource:
     """ImageNet (ILSVRC 2012): `root/val/<wnid>/*.JPEG` is the test part, `root/train/<wnid>/*.JPEG` the training part.
 
@@ -264,11 +306,13 @@ def imagenet(
         boxes: folder, below `root` or absolute, with `<file stem>.xml` or `<wnid>/<file stem>.xml` for each test picture, as
             ILSVRC publishes them; the objects that have the picture's class count (`evaluation_boxes`). All are read when
             the part is opened.
+        exif: `turn`: pictures are turned as their cameras say; `ignore`: they are taken as they are stored.
     """
+    framing = Framing(resize, crop, squash, exif)
     folders: dict[Part, str] = {"train": "train", "test": "val"}
     wnids = imagenet_wnids()
     for folder in folders.values():
-        strange = sorted(set(subfolders(root / folder)) - set(wnids))
+        strange = sorted(set(trees.class_folders([root / folder], declared=wnids)) - set(wnids))
         if strange:
             raise DataError(
                 f"{root / folder / strange[0]}: is not one of ImageNet's 1000 classes, whose folders are named as n01440764; "
@@ -282,9 +326,7 @@ def imagenet(
     from torchvision.models import ResNet50_Weights  # slow to import, and the class names are all that is wanted
 
     names = ResNet50_Weights.IMAGENET1K_V2.meta["categories"]
-    return FolderSource(
-        root, folders, wnids, names, Framing(resize, crop, squash), None if boxes is None else root / boxes
-    )
+    return FolderSource(root, folders, wnids, names, framing, None if boxes is None else root / boxes)
 
 
 @functools.cache
@@ -295,34 +337,3 @@ def imagenet_wnids() -> tuple[str, ...]:
     (('n01440764', 'n01443537'), 1000)
     """
     return tuple(resources.files(__package__).joinpath("imagenet_wnids.txt").read_text(encoding="ascii").split())
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; none where it is not there."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def pictures_below(folder: Path) -> list[tuple[Path, int]]:
-    """Picture files in a folder and those below it, with their sizes in bytes, sorted by path."""
-    if not folder.is_dir():
-        return []
-    found: list[tuple[Path, int]] = []
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                found += pictures_below(folder / entry.name)
-            elif entry.name.lower().endswith(pictures.SUFFIXES):
-                found.append((folder / entry.name, _bytes_of(entry)))
-    return found
-
-
-def _bytes_of(entry: "os.DirEntry[str]") -> int:
-    try:
-        return entry.stat().st_size
-    except OSError as error:  # a link that leads nowhere
-        raise DataError(f"{entry.path}: cannot be read: {error.strerror}; restore or remove it") from error

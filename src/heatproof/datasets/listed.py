@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from heatproof.datasets.dataset import Indices, Part, first_of_each_class
+from heatproof.datasets.dataset import WITHOUT_TRAINING, Indices, Part, first_of_each_class
 from heatproof.datasets.folders import FolderSamples
 from heatproof.datasets.pictures import Framing
 from heatproof.errors import DataError, InputError
@@ -82,8 +82,7 @@ def no_training_part(root: Path) -> str:
     """What to tell who asks for the training part of a list that knows no parts."""
     return (
         f"{root}: all pictures are in the test part; set the option train_share, say 0.5, to train on the first half of "
-        "each class; or set what is otherwise taken from training pictures: model.normalization, and a fill without their "
-        "mean (zero_normalised)"
+        f"each class; or {WITHOUT_TRAINING}"
     )
 
 
@@ -93,9 +92,20 @@ def records(path: Path) -> Iterator[tuple[str, str]]:
     Raises:
         DataError: the file is missing or is no text.
     """
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             yield f"{path} line {number}", line.strip()
+
+
+def once(places: dict[str, str], key: str, where: str) -> None:
+    """Notes where a list names something that it must name only once.
+
+    Raises:
+        DataError: it was named before.
+    """
+    if key in places:
+        raise DataError(f"{where}: {key} stands in {places[key]} already; remove one of the two")
+    places[key] = where
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -138,8 +148,16 @@ def bytes_of(path: Path, where: str) -> int:
 
 
 def _text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark; lines end in LF alone."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DataError(f"{path}: cannot be read: {reason}; put the list there, or mend the options") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: cannot be read: {' '.join(str(error).split())}; save it as UTF-8 (it may be UTF-16 or Latin-1)"
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"{path}: cannot be read: {reason}; put the list there, or correct the options") from error
+    if "\0" in text:
+        raise DataError(f"{path}: cannot be read: it holds zero bytes; save it as UTF-8 (it may be UTF-16)")
+    return text

@@ -14,7 +14,7 @@ from heatproof.datasets import listed, pictures, voc
 from heatproof.datasets.dataset import Boxes, Indices, Part, tight_boxes
 from heatproof.datasets.folders import FolderSamples
 from heatproof.datasets.listed import ListedSource
-from heatproof.datasets.pictures import Framing
+from heatproof.datasets.pictures import INCLUSIVE, Exif, Framing
 from heatproof.errors import DataError, InputError
 
 ANIMAL, BACKGROUND, BORDER = 1, 2, 3
@@ -49,6 +49,7 @@ def oxford_pets(
     boxes: Box = "animal",
     train_share: float = 0.0,
     official_parts: bool = False,
+    exif: Exif = "turn",
 ) -> ListedSource:
     """The pets in their published layout, or in a flat one; the trimap tells the animal's pixels.
 
@@ -68,11 +69,13 @@ def oxford_pets(
             `head`: the published boxes of heads, whose corners are inclusive; none where there is no XML file.
         train_share: this share of each class, the first in the order of the list, is the training part.
         official_parts: `annotations/trainval.txt` lists the training part, `annotations/test.txt` the test part.
+        exif: `turn`: pictures are turned as their cameras say; trimaps and boxes that refer to the stored rows, as their
+            sizes show, are turned with them. `ignore`: all are taken as they are stored.
 
     Reference:
         Parkhi, Vedaldi, Zisserman, Jawahar: "Cats and Dogs", CVPR 2012.
     """
-    framing = Framing(resize, crop, squash)
+    framing = Framing(resize, crop, squash, exif)
     if boxes not in ("animal", "head"):
         raise InputError(f"boxes: {boxes!r} must be 'animal' or 'head'")
     if official_parts and train_share:
@@ -139,18 +142,13 @@ class PetSamples(FolderSamples):
         if not path.is_file():
             return np.empty((0, 4), dtype=np.int64)
         annotated = voc.read(path)
-        boxes = np.array([(x0, y0, x1 + 1, y1 + 1) for _, (x0, y0, x1, y1) in annotated.objects])
-        return self.framing.boxes(boxes, annotated.width, annotated.height)
+        boxes, size = self.upright(row, annotated.boxes + INCLUSIVE, annotated.size, path)
+        return self.framing.boxes(boxes, *size)
 
     def _trimap(self, row: int) -> NDArray[np.uint8]:
         path = self._pets[row].trimap
-        trimap = pictures.read_values(path, f"trimap of image {row}")
-        width, height = self.source_size(row)
-        if trimap.shape != (height, width):
-            raise DataError(
-                f"{path}: trimap of {trimap.shape[1]} x {trimap.shape[0]} pixels for {self.files[row]} of {width} x {height}; "
-                "restore the picture that was annotated"
-            )
+        stored = pictures.read_values(path, f"trimap of image {row}", self.framing.exif)
+        trimap: NDArray[np.uint8] = self.view(row).mask(stored, f"{path}: trimap", self.files[row])
         strange = np.setdiff1d(trimap, (ANIMAL, BACKGROUND, BORDER))
         if strange.size:
             raise DataError(
@@ -161,13 +159,14 @@ class PetSamples(FolderSamples):
 
 def _published(root: Path, path: Path) -> list[Pet]:
     """Lines as `Abyssinian_100 1 1 1`: name, class from 1, species, breed of the species."""
-    annotations, pets = root / "annotations", []
+    annotations, pets, places = root / "annotations", [], dict[str, str]()
     for where, line in listed.records(path):
         if line.startswith("#"):
             continue
         fields = line.split()
         if len(fields) != 4:
             raise DataError(f"{where}: {line!r}; expected name, class, species and breed")
+        listed.once(places, fields[0], where)
         label = listed.whole_number(where, "the class", fields[1]) - 1
         if label < 0:
             raise DataError(f"{where}: the class is {fields[1]}; classes count from 1")
@@ -185,7 +184,7 @@ def _breeds(pets: Sequence[Pet]) -> tuple[str, ...]:
 
 
 def _flat(root: Path) -> list[Pet]:
-    path, pets = root / "class_labels.txt", []
+    path, pets, places = root / "class_labels.txt", [], dict[str, str]()
     if not path.is_file():
         raise DataError(
             f"{root}: has neither annotations/list.txt nor class_labels.txt; get images.tar.gz and annotations.tar.gz from "
@@ -195,6 +194,8 @@ def _flat(root: Path) -> list[Pet]:
         name, comma, text = line.rpartition(",")
         if not comma:
             raise DataError(f"{where}: {line!r}; expected file,label")
+        name = name.strip()
+        listed.once(places, name, where)
         stem = Path(name).stem
         label = listed.whole_number(where, "the label", text)
         pets.append(Pet(name, label, root / "trimaps" / f"{stem}.png", root / "head_xml" / f"{stem}.xml", where))

@@ -1,21 +1,20 @@
 """Lists of pictures, labels and boxes as masking-based saliency reads them; made from trees of pictures and XML files.
 
 A list is `{"root", "samples": [[path, label], ...], "classes", "class_to_idx"}`; a file of boxes names, for each picture by
-the stem of its file, `[{"xmin", "ymin", "xmax", "ymax"}, ...]` in the frame. The draws are those of the published code,
+the stem of its file (its name without the ending; the published code cuts it at the first dot), `[{"xmin", "ymin", "xmax",
+"ymax"}, ...]` in the frame. The draws are those of the published code,
 from NumPy's old generator, so that the same seed gives the published lists.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from heatproof.datasets import voc
+from heatproof.datasets import trees
 from heatproof.datasets.dataset import Boxes, drawn_classes
-from heatproof.datasets.folders import evaluation_boxes, pictures_below, subfolders
-from heatproof.datasets.pictures import Framing
 from heatproof.errors import DataError
 
 Sample = tuple[Path, int]
@@ -45,22 +44,28 @@ class Listing:
         }
 
 
-def tree(root: Path) -> Listing:
+def tree(root: Path, declared: Collection[str] = ()) -> Listing:
     """The pictures of a tree with a folder for each class, class by class; in a class, folder by folder.
+
+    Args:
+        root: the tree. What is no picture, and folders without pictures, are left out and logged.
+        declared: folders of these names are classes even where they are empty.
 
     Raises:
         DataError: the folder is missing, or holds no classes or no pictures.
     """
     root = root.absolute()
-    classes = subfolders(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected one that holds a folder for each class, with its pictures")
+    classes = trees.class_folders([root], declared)
     if not classes:
-        raise DataError(f"{root}: holds no folders; expected one for each class, with its pictures")
+        raise DataError(f"{root}: holds no folders with pictures; expected one for each class")
     samples: list[Sample] = []
+    left_out = trees.LeftOut()
     for label, name in enumerate(classes):
-        found = (path for path, _ in pictures_below(root / name))
+        found = (path for path, _ in trees.pictures_below(root / name, left_out))
         samples += [(path, label) for path in sorted(found, key=lambda path: (str(path.parent), path.name))]
+    left_out.log(root)
     if not samples:
         raise DataError(f"{root}: its folders hold no pictures")
     return Listing(root, tuple(samples), tuple(classes))
@@ -98,7 +103,9 @@ def parted_by_annotations(
 ) -> tuple[Listing, Listing]:
     """Parts a shuffled training list in two: train-train, and train-val, whose pictures all have boxes.
 
-    Of the pictures with an XML file, those of a class are shuffled, and the first `per_class` go to train-val.
+    Of the pictures with an XML file, those of a class are shuffled, and the first `per_class` go to train-val. The classes
+    take their turns in the order in which the list first has a picture of theirs, annotated or not, as in the published
+    code; all draws after the first class depend on it.
 
     Args:
         listing: shuffled.
@@ -109,12 +116,12 @@ def parted_by_annotations(
     Raises:
         DataError: no picture has such a file.
     """
-    annotated: dict[int, list[Sample]] = {}
+    annotated: dict[int, list[Sample]] = {label: [] for _, label in listing.samples}
     trained: list[Sample] = []
     for path, label in listing.samples:
-        there = (annotations / listing.classes[label] / f"{stem(path)}.xml").is_file()
-        (annotated.setdefault(label, []) if there else trained).append((path, label))
-    if not annotated:
+        there = (annotations / listing.classes[label] / f"{path.stem}.xml").is_file()
+        (annotated[label] if there else trained).append((path, label))
+    if not any(annotated.values()):
         raise DataError(
             f"{annotations}: holds no <class>/<file stem>.xml of a training picture; "
             f"{annotations / listing.classes[0]}/*.xml were looked for first"
@@ -164,17 +171,6 @@ def few(listing: Listing, examples_per_class: int | None, classes: int | None, s
     return replace(listing, samples=tuple(samples))
 
 
-def annotated_boxes(path: Path, listing: Listing, sample: Sample, framing: Framing) -> Boxes:
-    """The boxes (k, 4) that an XML file names for a picture, in the frame, unclipped.
-
-    Raises:
-        DataError: the file is missing, damaged, or holds no object of the picture's class.
-    """
-    annotated = voc.read(path)
-    found = annotated.boxes_of(listing.classes[sample[1]])
-    return evaluation_boxes(found, annotated.width, annotated.height, framing)
-
-
 def boxes_json(boxes: Mapping[str, Boxes]) -> dict[str, list[dict[str, int]]]:
     """Boxes by the stem of their picture, as they stand in the file.
 
@@ -183,15 +179,6 @@ def boxes_json(boxes: Mapping[str, Boxes]) -> dict[str, list[dict[str, int]]]:
     """
     names = ("xmin", "ymin", "xmax", "ymax")
     return {key: [dict(zip(names, box, strict=True)) for box in own.tolist()] for key, own in boxes.items()}
-
-
-def stem(path: Path) -> str:
-    """The name of a file before its first dot.
-
-    >>> stem(Path("val/n01440764/ILSVRC2012_val_00000293.JPEG"))
-    'ILSVRC2012_val_00000293'
-    """
-    return path.name.partition(".")[0]
 
 
 def _shuffled(samples: Sequence[Sample], generator: np.random.RandomState) -> list[Sample]:

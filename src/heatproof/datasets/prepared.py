@@ -2,22 +2,27 @@
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from heatproof.datasets import listed
-from heatproof.datasets.dataset import Boxes, Part
+from heatproof.datasets.dataset import WITHOUT_TRAINING, Boxes, Indices, Part
 from heatproof.datasets.folders import BoxedSamples, FolderSamples
 from heatproof.datasets.listed import ListedSource
-from heatproof.datasets.pictures import Framing
-from heatproof.datasets.preparation import stem
+from heatproof.datasets.pictures import Exif, Framing
 from heatproof.errors import DataError, InputError
 
 
 def prepared(
-    root: Path, train: str = "train.json", test: str = "val.json", size: int = 224, squash: bool = False
+    root: Path,
+    train: str = "train.json",
+    test: str = "val.json",
+    size: int = 224,
+    squash: bool = False,
+    exif: Exif = "turn",
 ) -> ListedSource:
     """Pictures that JSON lists name, with the boxes of `<list>_bboxes.json` where that file is there.
 
@@ -30,11 +35,18 @@ def prepared(
         test: list of the test part, such as `train_val.json`.
         size: side of the frame.
         squash: as `prepare-data --break-ratio`.
+        exif: as `prepare-data --exif`: whether pictures are turned as their cameras say.
     """
-    framing = Framing(size, None if squash else size, squash)
+    framing = Framing(size, None if squash else size, squash, exif)
     made = root / "prepared.json"
+    recorded = None
     if made.is_file():
         frame = listed.read_json(made)
+        recorded = frame.get("exif")
+        if recorded not in (None, exif):
+            raise InputError(
+                f"exif: {exif}; the boxes of {root} were made for {recorded}; set this, or run prepare-data again"
+            )
         if (frame.get("size"), frame.get("squash")) != (size, squash):
             raise InputError(
                 f"size, squash: {size}, {str(squash).lower()}; the boxes of {root} were made for "
@@ -51,9 +63,11 @@ def prepared(
     for path, own in classes.items():
         if own != names:
             raise DataError(f"{path}: its classes differ from those of {next(iter(classes))}; prepare both together")
-    parts = {part: functools.partial(_opened, path, framing) for part, path in there.items()}
+    parts = {part: functools.partial(_opened, path, framing, recorded is not None) for part, path in there.items()}
     lacking = next((path for part, path in files.items() if part not in there), root)
-    return ListedSource(names, framing, parts, f"{lacking}: no such list; make it with heatproof prepare-data")
+    return ListedSource(
+        names, framing, parts, f"{lacking}: no such list; make it with heatproof prepare-data, or {WITHOUT_TRAINING}"
+    )
 
 
 def _classes(path: Path) -> tuple[str, ...]:
@@ -63,16 +77,37 @@ def _classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _opened(path: Path, framing: Framing) -> FolderSamples:
+class UnrecordedSamples(BoxedSamples):
+    """Pictures whose boxes were made by code that does not say whether it turned pictures as their cameras say."""
+
+    def boxes(self, indices: Indices) -> list[Boxes]:
+        """Boxes (k, 4), half-open and unclipped, for each picture.
+
+        Raises:
+            DataError: a camera turned the picture, so that it is open which way its boxes were made.
+        """
+        for row in indices.tolist():
+            if self.view(row).orientation != 1:
+                raise DataError(
+                    f"{self.root / self.files[row]}: its camera turned it (EXIF), and the lists do not say whether its boxes "
+                    "are of the turned picture; run heatproof prepare-data again, or set exif: ignore where they are of the "
+                    "stored one"
+                )
+        return super().boxes(indices)
+
+
+def _opened(path: Path, framing: Framing, recorded: bool) -> FolderSamples:
     content = listed.read_json(path)
     root, classes = Path(str(content.get("root", ""))), _classes(path)
     samples = content.get("samples")
     if not isinstance(samples, list) or not samples:
         raise DataError(f"{path}: samples: is no list of [path, label], or an empty one; run prepare-data again")
     files, labels = [], np.empty(len(samples), dtype=np.int64)
+    places: dict[str, str] = {}
     digest = hashlib.sha256(repr((framing, classes)).encode())
     for place, sample in enumerate(samples):
         file, labels[place] = _sample(f"{path}: samples[{place}]", sample, len(classes))
+        listed.once(places, file, f"{path}: samples[{place}]")
         size = listed.bytes_of(root / file, f"{path}: samples[{place}]")
         # Where a tree lies says nothing about its pictures.
         files.append(Path(file).relative_to(root).as_posix() if Path(file).is_relative_to(root) else file)
@@ -81,9 +116,11 @@ def _opened(path: Path, framing: Framing) -> FolderSamples:
     if not boxes_path.is_file():
         return FolderSamples(root, files, labels, framing, digest.hexdigest())
     named = listed.read_json(boxes_path)
-    boxes = [_boxes(boxes_path, named, stem(Path(file))) for file in files]
+    keys = _keys(boxes_path, named, files)
+    boxes = [_boxes(boxes_path, named, key) for key in keys]
     digest.update(repr([own.tolist() for own in boxes]).encode())
-    return BoxedSamples(root, files, labels, framing, digest.hexdigest(), boxes)
+    made = BoxedSamples if recorded else UnrecordedSamples
+    return made(root, files, labels, framing, digest.hexdigest(), boxes)
 
 
 def _sample(where: str, sample: Any, classes: int) -> tuple[str, int]:
@@ -93,6 +130,16 @@ def _sample(where: str, sample: Any, classes: int) -> tuple[str, int]:
     if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < classes:
         raise DataError(f"{where}: {file}: label {label!r} names none of the {classes} classes (0 to {classes - 1})")
     return file, label
+
+
+def _keys(path: Path, named: dict[str, Any], files: Sequence[str]) -> list[str]:
+    """The name of each file in the file of boxes: without its ending, or, as the published code has it, up to its first dot."""
+    keys, places = [], dict[str, str]()
+    for file in files:
+        whole = Path(file).stem
+        keys.append(whole if whole in named else whole.partition(".")[0])
+        listed.once(places, keys[-1], f"{path}: {file}")
+    return keys
 
 
 def _boxes(path: Path, named: dict[str, Any], key: str) -> Boxes:

@@ -10,13 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heatproof.datasets import listed, pictures
-from heatproof.datasets.dataset import Boxes, Indices, Part
+from heatproof.datasets.dataset import WITHOUT_TRAINING, Boxes, Indices, Part
 from heatproof.datasets.folders import FolderSamples
 from heatproof.datasets.listed import ListedSource
-from heatproof.datasets.pictures import Framing
+from heatproof.datasets.pictures import INCLUSIVE, Exif, Framing, check_box
 from heatproof.errors import DataError
 
-_ASPECT = 0.05  # how much the shape of an OpenImages mask may differ from that of its picture: rounding of small ones
+
+@dataclass(frozen=True)
+class Located:
+    """The boxes of a picture as the list gives them.
+
+    Args:
+        corners: (k, 4) x0, y0, x1, y1, all inclusive.
+        size: width and height of the picture that they refer to; None: the list of sizes is missing.
+        where: the list that says to which picture they refer, for messages.
+    """
+
+    corners: list[tuple[int, int, int, int]]
+    size: tuple[int, int] | None
+    where: Path
 
 
 @dataclass(frozen=True)
@@ -42,12 +55,13 @@ def wsol(
     resize: int | None = 224,
     crop: int | None = None,
     squash: bool = True,
+    exif: Exif = "turn",
 ) -> ListedSource:
     """CUB, ILSVRC or OpenImages as wsolevaluation lays them out, or any set of pictures in that format.
 
     Each split has a folder with `image_ids.txt` (a path below `root` in each line), `class_labels.txt` (id,label), and,
     where the objects are known, `localization.txt`: boxes (id,x0,y0,x1,y1, with inclusive corners; `image_sizes.txt` says
-    id,width,height) or masks (id,mask file,ignore file; several lines for several objects, the ignore file in the first).
+    id,width,height; where this file is missing, the pictures say it) or masks (id,mask file,ignore file; several lines for several objects, the ignore file in the first).
     A picture without a line there has no object: its region is empty.
 
     Boxes are scaled as there, by multiplication and truncation, and become half-open: x1 is one more than the number
@@ -64,11 +78,13 @@ def wsol(
         resize: length of both sides after scaling (of the shorter one without `squash`).
         crop: side of a square that is cut from the centre.
         squash: all pictures become squares.
+        exif: `turn`: pictures are turned as their cameras say; boxes and masks that refer to the stored rows, as their
+            sizes show, are turned with them. `ignore`: all are taken as they are stored.
 
     Reference:
         Choe, Oh, Lee, Chun, Akata, Shim: "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020.
     """
-    folder, framing = root / metadata, Framing(resize, crop, squash)
+    folder, framing = root / metadata, Framing(resize, crop, squash, exif)
     tested = test_split or ("test" if (folder / "test").is_dir() else "val")
     folders: dict[Part, Path] = {"train": folder / train_split, "test": folder / tested}
     there = {part: place for part, place in folders.items() if (place / "image_ids.txt").is_file()}
@@ -84,11 +100,16 @@ def wsol(
         for part, place in there.items()
     }
     lacking = next((place for part, place in folders.items() if part not in there), folder)
-    return ListedSource(names, framing, parts, f"{lacking / 'image_ids.txt'}: no such file; there is no such split")
+    return ListedSource(
+        names,
+        framing,
+        parts,
+        f"{lacking / 'image_ids.txt'}: no such file; there is no such split; add it, or {WITHOUT_TRAINING}",
+    )
 
 
 class WsolSamples(FolderSamples):
-    """Picture files with boxes in the frame, or with mask files; with neither where the split has no localisation."""
+    """Picture files with boxes, or with mask files; with neither where the split has no localisation."""
 
     def __init__(
         self,
@@ -97,15 +118,29 @@ class WsolSamples(FolderSamples):
         labels: Indices,
         framing: Framing,
         fingerprint: str,
-        boxes: Sequence[Boxes] | None,
+        located: Sequence[Located | None] | None,
         masks: Sequence[Masks] | None,
     ):
         super().__init__(root, files, labels, framing, fingerprint)
-        self._boxes, self._masks = boxes, masks
+        self._located, self._masks = located, masks
 
     def boxes(self, indices: Indices) -> list[Boxes] | None:
         """Boxes (k, 4), half-open and unclipped, for each picture."""
-        return None if self._boxes is None else [self._boxes[row].copy() for row in indices.tolist()]
+        return None if self._located is None else pictures.each(self._framed_boxes, indices.tolist())
+
+    def _framed_boxes(self, row: int) -> Boxes:
+        assert self._located is not None
+        own = self._located[row]
+        if own is None:
+            return np.empty((0, 4), dtype=np.int64)
+        boxes, (width, height) = self.upright(row, np.array(own.corners) + INCLUSIVE, own.size, own.where)
+        scaled_width, scaled_height = self.framing.scaled(width, height)
+        left, top = self.framing.origin(width, height)
+        # The order of the published code, which truncates; its corners are inclusive.
+        scale = np.array([scaled_width, scaled_height] * 2)
+        scaled = np.trunc((boxes - INCLUSIVE) * scale / np.array([width, height] * 2)).astype(np.int64)
+        framed: Boxes = scaled + INCLUSIVE - np.array([left, top] * 2)
+        return framed
 
     def regions(self, indices: Indices) -> NDArray[np.bool_] | None:
         """The union of each picture's masks (B, H, W)."""
@@ -132,20 +167,14 @@ class WsolSamples(FolderSamples):
     def _united(self, row: int, files: Sequence[Path]) -> NDArray[np.bool_]:
         if not files:
             return np.zeros(self.size, dtype=np.bool_)
-        width, height = self.source_size(row)
-        masks = []
+        view, masks = self.view(row), []
         for file in files:
-            mask: NDArray[np.bool_] = np.any(pictures.read_colours(file, f"mask of image {row}"), axis=2)
+            mask = pictures.read_marked(file, f"mask of image {row}", self.framing.exif)
             # OpenImages has masks that are larger or smaller than their pictures, of the same shape.
-            ratio = (mask.shape[1] * height) / (mask.shape[0] * width)
-            fits = self.framing.squash or mask.shape == (height, width)
-            if not fits or not 1 - _ASPECT < ratio < 1 + _ASPECT:
-                raise DataError(
-                    f"{file}: mask of {mask.shape[1]} x {mask.shape[0]} pixels for {self.files[row]} of {width} x {height}; "
-                    "restore the picture that was annotated"
-                    + ("" if self.framing.squash else ", or set squash, where only the scale differs")
-                )
-            masks.append(self.framing.mask(mask.astype(np.uint8)) > 0)
+            rescaled = self.framing.squash
+            hint = "" if rescaled else ", or set squash, where only the scale differs"
+            upright = view.mask(mask, f"{file}: mask", self.files[row], rescaled=rescaled, hint=hint)
+            masks.append(self.framing.mask(upright.astype(np.uint8)) > 0)
         union: NDArray[np.bool_] = np.any(masks, axis=0)
         return union
 
@@ -154,7 +183,9 @@ def _opened(root: Path, folder: Path, mask_root: Path, labels: dict[str, int], f
     ids, localization = folder / "image_ids.txt", folder / "localization.txt"
     digest = hashlib.sha256(repr(framing).encode())
     files: list[str] = []
+    places: dict[str, str] = {}
     for where, name in listed.records(ids):
+        listed.once(places, name, where)
         if name not in labels:
             raise DataError(f"{where}: {name} has no line in {folder / 'class_labels.txt'}; add its label there")
         files.append(name)
@@ -163,14 +194,15 @@ def _opened(root: Path, folder: Path, mask_root: Path, labels: dict[str, int], f
         raise DataError(f"{ids}: names no pictures")
     lines = list(listed.records(localization)) if localization.is_file() else []
     digest.update("\n".join(line for _, line in lines).encode())
-    boxes: list[Boxes] | None = None
+    located: list[Located | None] | None = None
     masks: list[Masks] | None = None
     known: Mapping[str, object] = {}
     if lines and _names_a_box(lines[0][1]):
         sizes = _sizes(folder / "image_sizes.txt")
-        digest.update(repr(sorted(sizes.items())).encode())
-        known = boxes_of = _boxes(lines, sizes, framing)
-        boxes = [np.array(boxes_of.get(name, []), dtype=np.int64).reshape(-1, 4) for name in files]
+        named_by = localization if sizes is None else folder / "image_sizes.txt"
+        digest.update(repr(sizes and sorted(sizes.items())).encode())
+        known = located_of = _located(lines, sizes, named_by)
+        located = [located_of.get(name) for name in files]
     elif lines:
         known = masks_of = _masks(lines, mask_root)
         masks = [masks_of.get(name, Masks((), None)) for name in files]
@@ -180,14 +212,15 @@ def _opened(root: Path, folder: Path, mask_root: Path, labels: dict[str, int], f
     if lines and known.keys().isdisjoint(files):
         raise DataError(f"{localization}: names none of the pictures of {ids}; the ids must be the same in both")
     numbers = np.array([labels[name] for name in files], dtype=np.int64)
-    return WsolSamples(root, files, numbers, framing, digest.hexdigest(), boxes, masks)
+    return WsolSamples(root, files, numbers, framing, digest.hexdigest(), located, masks)
 
 
 def _labels(folder: Path) -> dict[str, int]:
     """The label of each id."""
-    labels = {}
+    labels, places = {}, dict[str, str]()
     for where, line in listed.records(folder / "class_labels.txt"):
         name, text = _fields(where, line, "id,label")
+        listed.once(places, name, where)
         labels[name] = listed.whole_number(where, "the label", text)
         if labels[name] < 0:
             raise DataError(f"{where}: the label is {labels[name]}; labels count from 0")
@@ -209,51 +242,44 @@ def _class_names(path: Path | None, labels: Mapping[Part, dict[str, int]]) -> tu
     return names
 
 
-def _sizes(path: Path) -> dict[str, tuple[int, int]]:
-    """Width and height of each id."""
-    sizes = {}
+def _sizes(path: Path) -> dict[str, tuple[int, int]] | None:
+    """Width and height of each id; None where the file is missing."""
+    if not path.is_file():
+        return None
+    sizes, places = {}, dict[str, str]()
     for where, line in listed.records(path):
         name, *texts = _fields(where, line, "id,width,height")
+        listed.once(places, name, where)
         width, height = (
             listed.whole_number(where, side, text) for side, text in zip(("width", "height"), texts, strict=True)
         )
         if width < 1 or height < 1:
-            raise DataError(f"{where}: {name} is said to be {width} x {height} pixels; mend the sizes")
+            raise DataError(f"{where}: {name} is said to be {width} x {height} pixels; correct the sizes")
         sizes[name] = (width, height)
     return sizes
 
 
-def _boxes(
-    lines: Sequence[tuple[str, str]], sizes: Mapping[str, tuple[int, int]], framing: Framing
-) -> dict[str, list[tuple[int, int, int, int]]]:
-    """The boxes of each id in the frame, half-open."""
-    boxes: dict[str, list[tuple[int, int, int, int]]] = {}
+def _located(
+    lines: Sequence[tuple[str, str]], sizes: Mapping[str, tuple[int, int]] | None, named_by: Path
+) -> dict[str, Located]:
+    """The boxes of each id."""
+    located: dict[str, Located] = {}
     for where, line in lines:
         name, *texts = _fields(where, line, "id,x0,y0,x1,y1")
         x0, y0, x1, y1 = (
             listed.whole_number(where, edge, text) for edge, text in zip(("x0", "y0", "x1", "y1"), texts, strict=True)
         )
-        if name not in sizes:
+        if sizes is not None and name not in sizes:
             raise DataError(f"{where}: {name} has a box and no line in image_sizes.txt; add id,width,height there")
-        width, height = sizes[name]
         if x1 < x0 or y1 < y0:
             raise DataError(
                 f"{where}: box {x0},{y0},{x1},{y1} is empty; expected x0 <= x1 and y0 <= y1, both inclusive"
             )
-        if x0 >= width or y0 >= height or x1 < 0 or y1 < 0:
-            raise DataError(f"{where}: box {x0},{y0},{x1},{y1} lies outside the picture of {width} x {height} pixels")
-        scaled_width, scaled_height = framing.scaled(width, height)
-        left, top = framing.origin(width, height)
-        # The order of the published code, which truncates; its corners are inclusive.
-        boxes.setdefault(name, []).append(
-            (
-                int(x0 * scaled_width / width) - left,
-                int(y0 * scaled_height / height) - top,
-                int(x1 * scaled_width / width) + 1 - left,
-                int(y1 * scaled_height / height) + 1 - top,
-            )
-        )
-    return boxes
+        size = None if sizes is None else sizes[name]
+        if size is not None:
+            check_box((x0, y0, x1 + 1, y1 + 1), size, where)
+        located.setdefault(name, Located([], size, named_by)).corners.append((x0, y0, x1, y1))
+    return located
 
 
 def _masks(lines: Sequence[tuple[str, str]], mask_root: Path) -> dict[str, Masks]:

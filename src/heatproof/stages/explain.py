@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from heatproof import artefacts, plugins, runtime, seeding, threads
-from heatproof.datasets import pictures
+from heatproof.datasets import listed, pictures, trees
 from heatproof.errors import ConfigError, DataError, InputError, ModelError, PluginError, nearest
 from heatproof.methods import catalogue
 from heatproof.methods.explainer import PROVIDED, Explained, Explainer
@@ -238,12 +238,8 @@ def _last_length(weights: Path) -> int:
 
 
 def _read_names(path: Path) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the names of the classes cannot be read: {error}") from error
     # ImageNet's lists put the WordNet id first.
-    return tuple(re.sub(r"^n\d{8}\s+", "", line).strip() for line in lines if line.strip())
+    return tuple(re.sub(r"^n\d{8}\s+", "", line).strip() for _, line in listed.records(path))
 
 
 def _question(text: str, names: Sequence[str]) -> Question:
@@ -301,7 +297,7 @@ def _files(sources: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            inside = sorted(path for path in source.iterdir() if path.suffix.lower() in pictures.SUFFIXES)
+            inside = trees.pictures_in(source)
             if not inside:
                 raise DataError(f"{source}: no picture in this folder; known are {' '.join(pictures.SUFFIXES)}")
             files += inside

@@ -8,7 +8,6 @@ train_val_bboxes.json, and at last prepared.json, which says how they were made.
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from heatproof import artefacts, checks, runtime
-from heatproof.datasets import preparation
+from heatproof.datasets import pictures, preparation, voc
 from heatproof.datasets.dataset import Boxes
-from heatproof.datasets.pictures import Framing
+from heatproof.datasets.folders import evaluation_boxes
+from heatproof.datasets.pictures import Exif, Framing, View
 from heatproof.datasets.preparation import Listing, Sample
 from heatproof.errors import DataError
 
@@ -43,6 +43,7 @@ class Request:
         seed: of all draws.
         size: side of the frame that boxes are scaled to.
         squash: pictures become squares (published: break-ratio); else the shorter side is scaled, the centre cut.
+        exif: `turn`: boxes are those of the pictures turned as their cameras say; `ignore`: of their stored rows.
         examples_per_class: cut the training lists to so many pictures of each class.
         classes: cut the training lists to so many classes; labels stay.
         shuffled_classes: labels that train_shuffle.json draws from; None: as many as there are classes (published: 1000).
@@ -59,6 +60,7 @@ class Request:
     seed: int = 1234
     size: int = 224
     squash: bool = False
+    exif: Exif = "turn"
     examples_per_class: int | None = None
     classes: int | None = None
     shuffled_classes: int | None = None
@@ -102,8 +104,9 @@ def run(request: Request) -> None:
 def prepared(request: Request) -> dict[str, Any]:
     """The content of each file, in the order in which they are written."""
     generator = np.random.RandomState(request.seed)
-    framing = Framing(request.size, None if request.squash else request.size, request.squash)
-    listed, tested = preparation.tree(request.train), preparation.tree(request.val)
+    framing = Framing(request.size, None if request.squash else request.size, request.squash, request.exif)
+    listed = preparation.tree(request.train)
+    tested = preparation.tree(request.val, declared=listed.classes)
     _check_classes(listed, tested)
     train = preparation.shuffled(listed, generator)
     lists, boxes = {"train": train}, {}
@@ -111,7 +114,7 @@ def prepared(request: Request) -> dict[str, Any]:
     if folder is not None:
         trained, validated = preparation.parted_by_annotations(train, folder, request.per_class, generator)
         lists |= {"train_train": trained, "train_val": validated}
-        boxes["train_val_bboxes"] = _boxes(validated, framing, lambda file, name: folder / name / file)
+        boxes["train_val_bboxes"] = _boxes(validated, framing, folder)
     elif _can_be_parted(train, request.per_class):
         trained, validated = preparation.parted(train, request.per_class, generator)
         lists |= {"train_train": trained, "train_val": validated}
@@ -124,11 +127,12 @@ def prepared(request: Request) -> dict[str, Any]:
     lists["train_shuffle"] = preparation.relabelled(lists["train"], classes, labels)
     lists["val"] = tested
     if request.val_annotations is not None:
-        boxes["val_bboxes"] = _boxes(tested, framing, _either(request.val_annotations))
+        boxes["val_bboxes"] = _boxes(tested, framing, request.val_annotations)
     made = {
         "format": "heatproof/prepared",
         "size": request.size,
         "squash": request.squash,
+        "exif": request.exif,
         "seed": request.seed,
         "num_per_class_in_train_val": request.per_class,
         "examples_per_class": request.examples_per_class,
@@ -165,31 +169,20 @@ def _check_classes(train: Listing, val: Listing) -> None:
         )
 
 
-def _either(folder: Path) -> Callable[[str, str], Path]:
-    """Where the XML file of a picture is: in the folder of its class, or in the folder itself."""
-
-    def place(file: str, class_name: str) -> Path:
-        nested = folder / class_name / file
-        return nested if nested.is_file() else folder / file
-
-    return place
-
-
-def _boxes(listing: Listing, framing: Framing, place: Callable[[str, str], Path]) -> dict[str, Boxes]:
+def _boxes(listing: Listing, framing: Framing, annotations: Path) -> dict[str, Boxes]:
     """The boxes of each picture by its stem."""
     boxes: dict[str, Boxes] = {}
     of_stem: dict[str, Sample] = {}
     outside: Counter[str] = Counter()
+    unread: list[DataError] = []
     with runtime.progress(len(listing.samples), "prepare-data", "xml") as bar:
         for sample in listing.samples:
-            key = preparation.stem(sample[0])
+            key = sample[0].stem
             if key in boxes:
                 raise DataError(
                     f"{sample[0]}: has the name of {of_stem[key][0]}, and boxes are known by names; rename one of them"
                 )
-            found = preparation.annotated_boxes(
-                place(f"{key}.xml", listing.classes[sample[1]]), listing, sample, framing
-            )
+            found = _annotated_boxes(annotations, listing, sample, framing, unread)
             boxes[key], of_stem[key] = found, sample
             outside.update(_where(box, framing) for box in found.tolist())
             bar.update()
@@ -198,7 +191,29 @@ def _boxes(listing: Listing, framing: Framing, place: Callable[[str, str], Path]
             "%s: of %d objects, %d lie outside the frame and %d partly; their boxes are kept as they are",
             listing.root, outside.total(), outside["outside"], outside["partly"],
         )  # fmt: skip
+    if unread:
+        logger.warning(
+            "%d pictures of %s cannot be read, and their boxes are scaled by the sizes in the XML files; the first: %s",
+            len(unread), listing.root, unread[0],
+        )  # fmt: skip
     return boxes
+
+
+def _annotated_boxes(
+    annotations: Path, listing: Listing, sample: Sample, framing: Framing, unread: list[DataError]
+) -> Boxes:
+    """The boxes (k, 4) that an XML file names for a picture, in the frame, unclipped."""
+    picture, name = sample[0], listing.classes[sample[1]]
+    annotated = voc.read(voc.annotation_of(annotations, picture, name)).only(name)
+    try:
+        view = pictures.view(picture, "picture", framing.exif)
+    except DataError as error:
+        if annotated.size is None:
+            raise
+        unread.append(error)
+        view = View(annotated.size)
+    found, (width, height) = view.boxes(annotated.boxes, annotated.size, annotated.path, f"{picture}: the picture")
+    return evaluation_boxes(found, width, height, framing)
 
 
 def _where(box: list[int], framing: Framing) -> str:
