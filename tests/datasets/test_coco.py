@@ -176,6 +176,77 @@ def test_a_share_of_each_class_trains(tmp_path):
         detection(tmp_path, *items, images=images).split("train")
 
 
+def test_boxes_without_area_are_left_out_alone_and_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    flat = [
+        thing(2, 1, [3, 3, 8, 0]),
+        thing(3, 90, [3, 3, 0, 8], segmentation=POLYGON),
+        thing(4, 1, [3, 3, 0, 0], crowd=1),
+    ]
+    split = detection(tmp_path, *flat, thing(1, 1, [0, 0, 10, 10])).split("test")
+    assert len(split.boxes([0])[0]) == 1
+    assert split.ignored([0]) is None
+    assert "3 boxes without area are left out, the first: " in caplog.text
+    assert "picture 5: object 2: box of 8 x 0 pixels is empty" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "1e30", "-1e30"])
+@pytest.mark.parametrize("place", range(4))
+def test_boxes_with_values_that_no_picture_has_are_refused(tmp_path, value, place):
+    box = [10, 10, 10, 10]
+    box[place] = float(value)
+    with pytest.raises(DataError, match=r"instances\.json: .*(finite|outside|beyond|empty)"):
+        detection(tmp_path, thing(1, 1, box, area=4)).split("test").boxes([0])
+    item = thing(1, 1, [0, 0, 9, 9], segmentation=[[1, 1, 9, 1, float("nan"), 9]])
+    with pytest.raises(DataError, match="not in COCO's form: a polygon has a corner that is no finite number"):
+        detection(tmp_path, item).split("test").regions([0])
+
+
+@pytest.mark.parametrize("size", [{"width": None, "height": None}, {"width": 0, "height": 0}, {}])
+@pytest.mark.parametrize(
+    "segmentation", [None, POLYGON, RUNS, [[]]], ids=["box", "polygon", "run lengths", "no corners"]
+)
+def test_the_picture_has_the_size_that_is_not_listed(tmp_path, size, segmentation):
+    image = {"id": 5, "file_name": "a.jpg", **size}
+    item = thing(1, 90, [30, 20, 45, 40], segmentation=segmentation)
+    split = detection(tmp_path, item, images=[image], resize=64, crop=48).split("test")
+    assert lies_on(split.regions([0])[0], white(split))
+
+
+@pytest.mark.parametrize("folder", ["images", "images/val2017"])
+def test_addresses_stand_in_for_file_names(tmp_path, folder):
+    url = "http://images.cocodataset.org/val2017/000000000005.jpg"
+    rectangle(tmp_path / folder / "000000000005.jpg")
+    image = {"id": 5, "coco_url": url, "width": 120, "height": 90}
+    split = detection(tmp_path, thing(1, 1, [30, 20, 45, 40]), images=[image]).split("test")
+    assert lies_on(split.regions([0])[0], white(split))
+
+
+@pytest.mark.parametrize("second", [POLYGON, None], ids=["polygon", "alone"])
+@pytest.mark.parametrize("size", [[120, 90], [45, 60]])
+def test_run_lengths_of_another_size_are_named(tmp_path, size, second):
+    shape = {"size": size, "counts": [0, 9, size[0] * size[1] - 9]}
+    items = [thing(1, 90, [30, 20, 45, 40], segmentation=shape)]
+    items += [thing(2, 90, [30, 20, 45, 40], segmentation=second)] * (second is not None)
+    with pytest.raises(DataError, match=rf"a\.jpg: shape of {size[1]} x {size[0]} pixels for a\.jpg of 120 x 90"):
+        detection(tmp_path, *items).split("test").regions([0])
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"id": 5, "file_name": "b.jpg"}, r"images\[1\]: id 5 stands in .*images\[0\] already"),
+        ({"id": 6, "file_name": "a.jpg"}, r"images\[1\]: file a\.jpg stands in .*images\[0\] already"),
+        ({"id": 6, "file_name": "b.jpg", "width": -4, "height": 3}, r"images\[1\]: b\.jpg is said to be -4 x 3 pixels"),
+        ({"id": 6, "file_name": "b.jpg", "width": 4}, r"is not in COCO's form"),
+        ({"id": 6}, r"is not in COCO's form: 'coco_url' is missing"),
+    ],
+)
+def test_pictures_that_share_a_name_or_have_no_size_are_named(tmp_path, second, message):
+    with pytest.raises(DataError, match=message):
+        detection(tmp_path, thing(1, 1, [0, 0, 9, 9]), images=[IMAGE, second])
+
+
 @pytest.mark.parametrize(
     ("items", "message"),
     [

@@ -163,6 +163,8 @@ def test_trimaps_that_do_not_belong_to_their_picture_are_named(tmp_path):
     [
         ("class_labels.txt", "gone.jpg,0\n", r"class_labels\.txt line 1: names .*gone\.jpg, which is not there"),
         ("class_labels.txt", "pug_1.jpg,2\n", r"line 1: the label 2 names none of the 2 lines of .*class_names\.txt"),
+        ("class_labels.txt", "pug_1.jpg,1\npug_1.jpg ,0\n", r"line 2: pug_1\.jpg stands in .* line 1 already"),
+        ("annotations/list.txt", "pug_1 2 1 1\npug_1 2 1 1\n", r"line 2: pug_1 stands in .* line 1 already"),
         ("class_labels.txt", "pug_1.jpg\n", r"line 1: 'pug_1\.jpg'; expected file,label"),
         ("class_labels.txt", "pug_1.jpg,one\n", r"line 1: the label is 'one'; expected an integer"),
         ("class_labels.txt", "\n", r"class_labels\.txt: names no pictures"),

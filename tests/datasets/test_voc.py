@@ -95,6 +95,45 @@ def test_the_fingerprint_covers_the_boxes(tmp_path):
     assert len(prints) == 3
 
 
+def test_a_box_without_area_is_left_out_alone(tmp_path, caplog):
+    caplog.set_level("INFO")
+    split = imagenet(tmp_path, voc_xml(120, 90, (WNID, 7, 0, 7, 5), (WNID, 1, 2, 30, 40)), resize=90, crop=None)
+    np.testing.assert_array_equal(split.boxes([0])[0], [[1, 2, 30, 40]])
+    assert "1.xml: 1 of 2 boxes have no area and are left out" in caplog.text
+
+
+@pytest.mark.parametrize("size", ["<size><width>0</width><height>0</height></size>", "<size/>", ""])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_picture_has_the_size_that_an_xml_file_lacks(tmp_path, size, encoding):
+    body = voc_xml(1, 1, (WNID, 30, 20, 75, 60)).partition("</size>")[2]
+    imagenet(tmp_path, None, boxes=None)
+    xml = tmp_path / "boxes" / "ILSVRC2012_val_00000001.xml"
+    header = '<?xml version="1.0" encoding="UTF-16"?>' if encoding == "utf-16" else ""
+    xml.write_bytes(f"{header}<annotation>{size}\r\n{body}".encode(encoding))
+    data = open_dataset(
+        "ImageNet", tmp_path, split_ratio=0.5, seed=0, options={"boxes": "boxes", "resize": 90, "crop": None}
+    )
+    np.testing.assert_array_equal(data.split("test").boxes([0])[0], [[30, 20, 75, 60]])
+
+
+def test_sizes_of_a_larger_copy_scale_the_boxes_and_those_of_another_shape_are_refused(tmp_path):
+    split = imagenet(tmp_path, voc_xml(240, 180, (WNID, 60, 40, 150, 120)), resize=90, crop=None)
+    np.testing.assert_array_equal(split.boxes([0])[0], [[30, 20, 75, 60]])
+    split = imagenet(tmp_path, voc_xml(90, 120, (WNID, 30, 20, 75, 60)))
+    with pytest.raises(DataError, match=r"1\.JPEG: image 0 is 120 x 90 pixels, and 90 x 120 in .*1\.xml"):
+        split.boxes([0])
+
+
+def test_names_may_have_dots(tmp_path):
+    for name in ("my", "my.photo.v2"):
+        rectangle(tmp_path / "val" / WNID / f"{name}.JPEG")
+        (tmp_path / "boxes").mkdir(exist_ok=True)
+        (tmp_path / "boxes" / f"{name}.xml").write_text(voc_xml(120, 90, (WNID, 1, 2, 30 + len(name), 40)))
+    options = {"boxes": "boxes", "resize": 90, "crop": None}
+    split = open_dataset("ImageNet", tmp_path, split_ratio=0.5, seed=0, options=options).split("test")
+    assert [boxes[0, 2] for boxes in split.boxes([0, 1])] == [32, 41]
+
+
 @pytest.mark.parametrize(
     ("xml", "message"),
     [

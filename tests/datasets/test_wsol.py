@@ -199,6 +199,60 @@ def test_lists_that_cannot_be_used_are_named(tmp_path, changed, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("sizes", ["a.jpg,90,120\n", "a.jpg,121,120\n"])
+def test_sizes_that_contradict_the_picture_are_named(tmp_path, sizes):
+    rectangle(tmp_path / "a.jpg")
+    metadata(tmp_path, sizes=sizes, localization="a.jpg,30,20,74,59\n")
+    with pytest.raises(DataError, match=r"a\.jpg: image 0 is 120 x 90 pixels, and .* in .*image_sizes\.txt"):
+        opened(tmp_path).split("test").boxes([0])
+
+
+def test_without_a_list_of_sizes_they_are_those_of_the_pictures(tmp_path):
+    with_box(tmp_path)
+    (tmp_path / "metadata" / "test" / "image_sizes.txt").unlink()
+    split = opened(tmp_path, resize=60).split("test")
+    assert lies_on(split.regions([0])[0], white(split))
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("image_ids", "a.jpg"), ("class_labels", "a.jpg,1"), ("image_sizes", "a.jpg,9,9")]
+)
+def test_what_a_list_names_twice_is_named(tmp_path, name, line):
+    with_box(tmp_path)
+    with (tmp_path / "metadata" / "test" / f"{name}.txt").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(DataError, match=rf"{name}\.txt line 2: a\.jpg stands in .*{name}\.txt line 1 already"):
+        opened(tmp_path).split("test")
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", ""])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "  \r\n"])
+def test_lists_of_other_systems_are_read(tmp_path, mark, end):
+    expected = with_box(tmp_path).boxes([0])[0]
+    (tmp_path / "names.txt").write_text("a cat\n")
+    for path in (*(tmp_path / "metadata" / "test").iterdir(), tmp_path / "names.txt"):
+        path.write_bytes((mark + path.read_text().replace("\n", end)).encode())
+    data = opened(tmp_path, class_names="names.txt")
+    assert data.class_names == ("a cat",)
+    np.testing.assert_array_equal(data.split("test").boxes([0])[0], expected)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_lists_in_another_encoding_are_named(tmp_path, encoding):
+    with_box(tmp_path)
+    path = tmp_path / "metadata" / "test" / "class_labels.txt"
+    path.write_bytes(path.read_text().encode(encoding))
+    with pytest.raises(DataError, match=r"class_labels\.txt: cannot be read: .*; save it as UTF-8"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("depth", [np.uint16, np.int32])
+def test_masks_of_more_than_8_bits_mark_what_is_not_0(tmp_path, depth):
+    mask = rectangle(tmp_path / "a.jpg")
+    split = with_masks(tmp_path, {"m.tif": mask.astype(depth)}, "a.jpg,m.tif,\n")
+    assert lies_on(split.regions([0])[0], white(split))
+
+
 def test_missing_metadata_and_damaged_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"metadata: has neither train/image_ids\.txt nor val/image_ids\.txt"):
         opened(tmp_path)

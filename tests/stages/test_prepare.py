@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heatproof.datasets import open_dataset
+from heatproof.datasets import open_dataset, preparation
+from heatproof.datasets.preparation import Listing
 from heatproof.errors import DataError, InputError
 from heatproof.stages import prepare
 from heatproof.stages.prepare import Request
@@ -110,6 +112,33 @@ def test_shuffled_labels_are_drawn_from_the_classes_and_the_seed(golden):
     assert drawn[1] != drawn[2]
 
 
+class Recorded:
+    """A generator that leaves the order and notes how many were to be shuffled."""
+
+    def __init__(self):
+        self.counts = []
+
+    def shuffle(self, items):
+        self.counts.append(len(items))
+
+
+def test_the_classes_of_train_val_take_turns_by_their_first_picture_annotated_or_not(tmp_path):
+    """As published: a class has its turn from its first picture in the list, even where that one has no annotation."""
+    order = ["b0", "a0", "a1", "b1", "b2", "c0"]  # without XML file: b0, c0
+    for name in ("a0", "a1", "b1", "b2"):
+        (tmp_path / name[0]).mkdir(exist_ok=True)
+        (tmp_path / name[0] / f"{name}.xml").touch()
+    (tmp_path / "a" / "a2.xml").touch()
+    listing = Listing(
+        tmp_path, tuple((Path(f"{name}.png"), "abc".index(name[0])) for name in [*order, "a2"]), ("a", "b", "c")
+    )
+    generator = Recorded()
+    trained, validated = preparation.parted_by_annotations(listing, tmp_path, 1, generator)
+    assert generator.counts == [2, 3, 0, 2, 5]  # b before a
+    assert [path.stem for path, _ in validated.samples] == ["b1", "a0"]
+    assert [path.stem for path, _ in trained.samples] == ["b0", "c0", "b2", "a1", "a2"]
+
+
 # --- through the command and the data set
 
 
@@ -170,6 +199,48 @@ def test_a_plain_tree_needs_no_annotations(pictures):
     assert len(data.split("train")) + len(data.split("validation")) == 6
     assert data.split("test").regions([0]) is None
     np.testing.assert_array_equal(opened(pictures, train="train_shuffle.json").split("train").labels < 3, True)
+
+
+def test_what_is_no_picture_and_no_class_is_left_out(pictures, caplog):
+    assert command(pictures) == 0
+    lists = {path.name: path.read_text() for path in (pictures / "lists").iterdir()}
+    for folder in (pictures / "train", pictures / "val", pictures / "val" / "cat"):
+        rectangle(folder / "@eaDir" / "x.png")
+        (folder / "empty").mkdir()
+        (folder / "up").symlink_to("..")
+    (pictures / "val" / "cat" / "._cat_val0.png").write_bytes(b"\0\5")
+    with caplog.at_level(logging.INFO):
+        assert command(pictures) == 0
+    assert {path.name: path.read_text() for path in (pictures / "lists").iterdir()} == lists
+    assert (
+        "val: left out: 1 hidden or system entries (@eaDir); 1 links that lead up (up); 1 folders without"
+        in caplog.text
+    )
+    # An empty folder of a class of the training pictures stays a class.
+    shutil.rmtree(pictures / "val" / "cat")
+    (pictures / "val" / "cat").mkdir()
+    assert command(pictures) == 0
+    assert json.loads((pictures / "lists" / "val.json").read_text())["classes"] == ["cat", "dog", "eel"]
+
+
+def test_published_lists_name_boxes_up_to_the_first_dot(pictures):
+    assert command(pictures) == 0
+    (pictures / "val" / "cat" / "cat_val0.png").rename(pictures / "val" / "cat" / "cat_val0.b.png")
+    path = pictures / "lists" / "val.json"
+    path.write_text(path.read_text().replace("cat_val0.png", "cat_val0.b.png"))
+    assert len(opened(pictures).split("test").boxes([0])[0]) == 1
+    (pictures / "val" / "cat" / "cat_val1.png").rename(pictures / "val" / "cat" / "cat_val0.c.png")
+    path.write_text(path.read_text().replace("cat_val1.png", "cat_val0.c.png"))
+    with pytest.raises(DataError, match=r"val_bboxes\.json: .*: cat_val0 stands in .* already"):
+        opened(pictures).split("test")
+
+
+def test_sizes_that_contradict_a_picture_leave_one_line(pictures, capsys):
+    xml = pictures / "val_xml" / "cat" / "cat_val0.xml"
+    xml.write_text(voc_xml(90, 120, ("cat", *BOX)))
+    assert command(pictures) == 2
+    assert "cat_val0.png: the picture is 120 x 90 pixels, and 90 x 120 in " in capsys.readouterr().err
+    assert not (pictures / "lists").exists()
 
 
 def test_lists_of_another_request_do_not_stay_behind(pictures):
@@ -312,6 +383,12 @@ def test_options_that_cannot_be_met_are_one_line(pictures, capsys, option, messa
         ),
         ("val.json", '"dog",', '"cow",', r"val\.json: its classes differ from those of .*train\.json"),
         ("val.json", '"samples"', '"others"', r"val\.json: samples: is no list of \[path, label\]"),
+        (
+            "val.json",
+            "cat_val1",
+            "cat_val0",
+            r"val\.json: samples\[1\]: .*cat_val0\.png stands in .*samples\[0\] already",
+        ),
         ("val_bboxes.json", '"cat_val0"', '"cat"', r"val_bboxes\.json: has no boxes of 'cat_val0'"),
         ("val_bboxes.json", '"xmin"', '"x"', r"val_bboxes\.json: cat_val0: expected a list of boxes with xmin"),
         ("val_bboxes.json", '"xmin": ', '"xmin": 0.5, "x": ', r"cat_val0: boxes must be whole numbers of pixels"),

@@ -181,8 +181,8 @@ class Dataset:
     Args:
         name: as in the configuration.
         source: where the pictures come from.
-        split_ratio: share of each class's training pictures, the first in the order of the file and one at least, that is
-            trained on; the rest validates.
+        split_ratio: share of each class's training pictures, the first in the order of the file, that is trained on; the
+            rest validates.
         examples_per_class: cut `train` to so many pictures of each class; None: all.
         classes: cut `train` to so many classes; None: all. Labels, `validation` and `test` stay as they are.
         seed: root seed, which draws these pictures and classes; fewer are among more.
@@ -246,8 +246,8 @@ class Dataset:
         if part == "train":
             trains = first_of_each_class(samples.labels, self.split_ratio)
             rows = rows[trains if name == "train" else ~trains]
-        if name == "validation" and len(rows):
-            self._log_unvalidated(samples.labels, rows)
+        if name == "train":
+            self._log_untrained(samples.labels, rows)
         if name == "test":
             self._log_single_class(samples.labels)
         if name == "train" and (self.examples_per_class or self.classes):
@@ -259,12 +259,13 @@ class Dataset:
             )
         return Split(name, samples, rows, self.size, self.channels)
 
-    def _log_unvalidated(self, labels: Indices, rows: Indices) -> None:
+    def _log_untrained(self, labels: Indices, rows: Indices) -> None:
         lacking = np.setdiff1d(labels, labels[rows])
-        if lacking.size and self.split_ratio < 1:
-            logger.info(
-                "%s: %d classes, the first %r, have too few training pictures for split_ratio %g to leave one for validation",
-                self.name, len(lacking), self.class_names[lacking[0]], self.split_ratio,
+        if lacking.size:
+            logger.warning(
+                "%s: split_ratio %g leaves no picture to train on of %d classes, such as %r, which has %d in all; add pictures, "
+                "raise split_ratio, or remove these classes",
+                self.name, self.split_ratio, lacking.size, self.class_names[lacking[0]], (labels == lacking[0]).sum(),
             )  # fmt: skip
 
     def _log_single_class(self, labels: Indices) -> None:
@@ -291,9 +292,7 @@ class Dataset:
 
 
 def first_of_each_class(labels: Indices, share: float) -> NDArray[np.bool_]:
-    """True for the first `int(share * count)` pictures of each class, in their order, and for one at least: (N,).
-
-    A share above 0 thus leaves no class without a picture to train on.
+    """True for the first `int(share * count)` pictures of each class, in their order: (N,).
 
     >>> first_of_each_class(np.array([0, 1, 0, 0, 1, 0]), 0.5)
     array([ True,  True,  True, False, False, False])
@@ -301,7 +300,7 @@ def first_of_each_class(labels: Indices, share: float) -> NDArray[np.bool_]:
     first = np.zeros(len(labels), dtype=np.bool_)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        first[rows[: max(int(share * len(rows)), int(share > 0))]] = True
+        first[rows[: int(share * len(rows))]] = True
     return first
 
 

@@ -3,14 +3,19 @@
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from heatproof.datasets.dataset import WITHOUT_TRAINING, Indices, Part, first_of_each_class
 from heatproof.datasets.folders import FolderSamples
 from heatproof.datasets.pictures import Framing
 from heatproof.errors import DataError, InputError
+
+logger = logging.getLogger(__name__)
 
 
 class ListedSource:
@@ -65,7 +70,6 @@ def parted(labels: Indices, train_share: float) -> dict[Part, Indices]:
     Raises:
         InputError: the share does not lie in [0, 1).
 
-    >>> import numpy as np
     >>> parted(np.array([0, 0, 1, 1]), 0.5)
     {'train': array([0, 2]), 'test': array([1, 3])}
     >>> parted(np.array([0, 0]), 0.0)
@@ -75,6 +79,12 @@ def parted(labels: Indices, train_share: float) -> dict[Part, Indices]:
         raise InputError(f"train_share: {train_share!r} must lie in [0, 1)")
     trains = first_of_each_class(labels, train_share)
     parts: dict[Part, Indices] = {"train": trains.nonzero()[0]} if train_share else {}
+    lacking = np.setdiff1d(labels, labels[trains])
+    if train_share and lacking.size:
+        logger.info(
+            "train_share %g leaves no training picture of %d classes, the first of them %d: all theirs are in the test part",
+            train_share, lacking.size, lacking[0],
+        )  # fmt: skip
     return {**parts, "test": (~trains).nonzero()[0]}
 
 
