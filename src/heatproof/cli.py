@@ -1,7 +1,7 @@
 """The command line: arguments in, stage called, errors turned into one line.
 
 Exit status: 0 done (also when nothing was left to do), 2 the user can mend it, 1 a bug of ours or failed cells,
-130 interrupted (what is done is kept; the same command goes on).
+130 interrupted, 141 the reader of the output has closed it.
 """
 
 import argparse
@@ -11,13 +11,14 @@ import json
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import yaml
 
@@ -41,9 +42,39 @@ MENDABLE = {
 }  # fmt: skip
 
 
+CLOSED = 141  # as shells report a program that SIGPIPE has ended
+RESUMES = "completed work is kept, and the same command resumes there"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
     threads.settle_environment()
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()  # the last lines may be refused as well
+    except BrokenPipeError:
+        if not _is_closed(sys.stdout) and not _is_closed(sys.stderr):  # another pipe, of a process of ours
+            raise
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - the interpreter flushes once more when it ends
+            for stream in filter(_is_closed, (sys.stdout, sys.stderr)):
+                os.dup2(nowhere.fileno(), stream.fileno())
+        return CLOSED
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Whether nobody reads a pipe any more."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - a user's own modules are found from where the command is started
     parser = _parser()
     # argparse gives up on positional arguments that stand on both sides of options; overrides may stand anywhere.
@@ -61,24 +92,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HeatproofError as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
-        print("heatproof: interrupted; what is done is kept, the same command goes on from there", file=sys.stderr)  # noqa: T201
-        return 130
+        return _fail(f"interrupted; {asked.kept}", 130)
     except Exception as error:
-        known = _mendable(error) or plugins.raised_by_a_plugin(error)
+        known = _mendable(error, asked) or plugins.raised_by_a_plugin(error)
         if known is None:
             raise
         return _fail(known, 2)
     return 0
 
 
-def _mendable(error: Exception) -> str | None:
+def _mendable(error: Exception, asked: argparse.Namespace) -> str | None:
     """What a user can do about an error of the operating system or about full memory; None for any other error."""
+    if isinstance(error, BrokenPipeError):
+        return None
     if isinstance(error, OSError) and (error.errno in MENDABLE or "No space left" in str(error)):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}; what is done is kept, mend it and run the same command again"
-    if _is_out_of_memory(error):
+        return f"{where}{error.strerror or error}; {asked.kept}"
+    if isinstance(error, MemoryError | RuntimeError) and _is_out_of_memory(error):
         reason = " ".join(str(error).split())[:150]
-        return f"memory is full ({reason}); what is done is kept, take a smaller batch_size or width"
+        return f"memory is full ({reason}); {asked.kept}; {asked.smaller}"
     return None
 
 
@@ -145,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_stage(commands, name, summary, stages)
     for name, (add, summary) in TOOLS.items():
         tool = commands.add_parser(name, help=summary, description=summary, formatter_class=formatter)
+        tool.set_defaults(kept="run the same command again", smaller="close other programs, or use a machine with more")
         add(tool)
     return parser
 
@@ -171,7 +204,11 @@ Overrides name a key of the configuration and its value:
     stage.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
     )
-    stage.set_defaults(command=lambda asked: _run_stages(asked, stages, needs_all=name != "demo"))
+    stage.set_defaults(
+        command=lambda asked: _run_stages(asked, stages, needs_all=name != "demo"),
+        kept=RESUMES,
+        smaller="use a smaller batch_size or width",
+    )
 
 
 def _keys(name: str) -> str:
@@ -189,6 +226,13 @@ def _keys(name: str) -> str:
 
 def _run_stages(asked: argparse.Namespace, stages: Sequence[str], *, needs_all: bool) -> None:
     settings = config.read(asked.config, asked.overrides)
+    from heatproof import downloads
+
+    with downloads.none() if asked.dry_run else contextlib.nullcontext():
+        _run_each(asked, settings, stages, needs_all=needs_all)
+
+
+def _run_each(asked: argparse.Namespace, settings: config.Config, stages: Sequence[str], *, needs_all: bool) -> None:
     from heatproof import runtime
     from heatproof.stages.run import Run
 
@@ -227,7 +271,7 @@ def _add_import(tool: argparse.ArgumentParser) -> None:
     )
     tool.add_argument("--split", required=True, choices=("train", "validation", "test"))
     tool.add_argument("overrides", nargs="*", metavar="section.key=value")
-    tool.set_defaults(command=_import_maps)
+    tool.set_defaults(command=_import_maps, kept=RESUMES)
 
 
 def _import_maps(asked: argparse.Namespace) -> None:
@@ -391,7 +435,11 @@ their options are listed behind --method NAME --help.
     )
     tool.allow_abbrev = False
     tool.prepare = _add_method_options
-    tool.set_defaults(command=_explain)
+    tool.set_defaults(
+        command=_explain,
+        kept="files written so far are kept, and the same command starts again with the first picture",
+        smaller="use a smaller --size, or one method at a time",
+    )
 
 
 def _add_method_options(tool: _Parser, arguments: Sequence[str]) -> None:

@@ -128,12 +128,16 @@ class Model(Section):
 
     arch: str = Field(description="dotted path, torchvision.models.resnet50, timm:NAME or hf:NAME")
     constructor_args: Options = Field(default_factory=dict)
-    pretrained_weights: str | None = Field(None, description="file with a tensors-only state dict, or DEFAULT")
+    pretrained_weights: str | None = Field(None, description="file of weights (torch.save or safetensors), or DEFAULT")
     transformer: str | None = Field(None, description="dotted path called with (model, num_classes)")
     class_names: Path | None = Field(
         None, description="text file with the name of each class, one a line, where they are not the data set's"
     )
-    normalization: NormalizationSection | None = None
+    normalization: NormalizationSection | None = Field(
+        None,
+        description="null: of the file beside the weights (train-cls writes it), else of the library's own weights for this "
+        "arch; needed where neither has one; of the training split where weights are drawn",
+    )
 
 
 class Augmentation(Section):

@@ -65,7 +65,7 @@ def test_nothing_is_computed_twice_and_what_is_stale_is_computed_again(evaluated
 def test_what_cannot_be_evaluated_is_one_line(small, evaluated, capsys):
     path = small("nothing_to_evaluate")
     assert heatproof("evaluate-cls", "--config", path) == 2
-    assert "best_model.pth: no such file of weights; train it first (train-cls)" in capsys.readouterr().err
+    assert "best_model.pth: no such file of weights yet; run train-cls first" in capsys.readouterr().err
     assert heatproof("evaluate-cls", "--config", path, "--dry-run") == 0
     assert heatproof("evaluate-cls", "--config", path, "train_cls=null") == 2
     assert "evaluate_cls.model is not set, and there is no section train_cls" in capsys.readouterr().err

@@ -196,7 +196,7 @@ MESSAGES = {
     ),
     "no weights": (
         "infill", ["infill.infillers.0={name: blurred, infiller: DfNet, kwargs: {weights: nowhere.pth}}"],
-        "nowhere.pth: no such file of weights; get it from github.com/hughplay/DFNet (CC BY-NC 4.0",
+        "weights: nowhere.pth: no such file of weights; correct the path, or get it from github.com/hughplay/DFNet (CC BY-NC 4.0",
     ),
 }  # fmt: skip
 
@@ -254,8 +254,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(base, capsys, monk
     monkeypatch.setattr(store.writer, "write_contiguous", full)
     assert heatproof("infill", "--config", base, f"outdir={out}") == 2
     assert (
-        "No space left on device; what is done is kept, mend it and run the same command again"
-        in capsys.readouterr().err
+        "No space left on device; completed work is kept, and the same command resumes there" in capsys.readouterr().err
     )
     monkeypatch.undo()
     done = counted()

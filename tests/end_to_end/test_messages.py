@@ -1,8 +1,12 @@
 """Bad input: one line on stderr, status 2, and nothing lost. Each error is read as a user would."""
 
 import errno
+import os
 import pickle
+import re
 import shutil
+import sys
+import urllib.request
 
 import pytest
 import torch
@@ -176,7 +180,104 @@ def test_weights_that_want_to_execute_code_do_not(finished, tmp_path, capsys):
 
 def test_missing_weights_are_named(small, capsys):
     line = refused(capsys, "extract-attribution-maps", "--config", small("untrained"))
-    assert "best_model.pth: no such file of weights; train it first (train-cls)" in line
+    assert "best_model.pth: no such file of weights yet; run train-cls first" in line
+
+
+@pytest.mark.parametrize("section", ["extract_cams", "pixel_perturbation_analysis"])
+def test_a_wrong_path_of_weights_is_named_with_its_key(small, capsys, section):
+    stage = {"extract_cams": "extract-attribution-maps", "pixel_perturbation_analysis": "lerf"}[section]
+    line = refused(capsys, stage, "--config", small("wrong_path"), f"{section}.model.pretrained_weights=nets/w.pth")
+    assert line == f"heatproof: {section}.model.pretrained_weights: nets/w.pth: no such file; correct the path"
+
+
+def test_weights_to_start_a_training_from_are_named_with_their_key(small, capsys):
+    line = refused(
+        capsys, "train-cls", "--config", small("wrong_start"), "train_cls.model.pretrained_weights=nets/w.pth"
+    )
+    assert line == "heatproof: train_cls.model.pretrained_weights: nets/w.pth: no such file; correct the path"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fetched"),
+    [
+        (["data={dataset: CIFAR10, dataset_dir: none}"], r"cifar-10-batches-py: is missing, and a dry run does not fetch https://www\.cs\.toronto"),
+        (["data={dataset: MNIST, dataset_dir: none}"], r"train-images-idx3-ubyte: is missing, and a dry run does not fetch https?://"),
+        (["data={dataset: tests.end_to_end.test_messages.Fetching, dataset_dir: none}"], r"a dry run fetches nothing from downloads\.example"),
+        (["train_cls=null", "extract_cams.model={arch: torchvision.models.resnet18, pretrained_weights: DEFAULT}"],
+         r"torchvision\.models\.resnet18: a dry run does not fetch its weights \(https://download\.pytorch\.org/models/resnet18-"),
+        (["train_cls=null", "extract_cams.model={arch: 'timm:resnet10t', pretrained_weights: DEFAULT}"],
+         r"timm:resnet10t: a dry run does not fetch its weights"),
+        (["train_cls=null", "extract_cams.model={arch: 'hf:some/name', pretrained_weights: DEFAULT}"],
+         r"hf:some/name: a dry run does not fetch its weights"),
+    ],
+)  # fmt: skip
+def test_a_dry_run_fetches_nothing_and_says_what_it_would(small, tmp_path, caplog, monkeypatch, overrides, fetched):
+    def connect(*_):
+        raise AssertionError("a dry run has asked the network")
+
+    pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    stage = "extract-attribution-maps" if "train_cls=null" in overrides else "train-cls"
+    assert heatproof(stage, "--config", small("nothing_fetched"), *overrides, "--dry-run") == 0
+    assert re.search(fetched, caplog.text), caplog.text
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+class Fetching:
+    """A data set of a user's own that downloads."""
+
+    def __init__(self, folder, split):
+        urllib.request.urlopen("http://downloads.example/data.zip")
+
+
+def test_a_fill_that_is_none_is_one_line(finished, tmp_path, capsys):
+    for name, option in (("NormalisedInfill", "infill: x, normalization: y"), ("compat_of", "")):
+        fill = f"{{name: heatproof.removal.inpainting.{name}, {option}}}" if option else "{name: pathlib.PurePath}"
+        line = refused(capsys, "lerf", "--config", finished, f"outdir={tmp_path}", f"pixel_perturbation_analysis.fill={fill}",
+                       f"pixel_perturbation_analysis.model.pretrained_weights={finished.parent}/out/train_cls/best_model.pth")  # fmt: skip
+        assert "is no fill, as it cannot be called with (pixels, removed, indices)" in line
+
+
+@pytest.mark.parametrize("command", [("schema",), ("--help",), ("lerf", "--help")])
+def test_a_reader_that_has_enough_is_no_error(command, monkeypatch, capfd):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert heatproof(*command) == 141
+        closed.write("what the interpreter flushes when it ends goes nowhere")
+    assert not capfd.readouterr().err
+
+
+def test_another_broken_pipe_is_not_hidden(small, monkeypatch):
+    def broken(run):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(train_cls, "run", broken)
+    with pytest.raises(BrokenPipeError):
+        heatproof("train-cls", "--config", small("pipe"))
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "kept"),
+    [
+        ("train_cls", ("train-cls", "--config"), "completed work is kept, and the same command resumes there"),
+        ("explain", ("explain", "picture.png", "--model", "a.b", "--method", "gradient"),
+         "files written so far are kept, and the same command starts again with the first picture"),
+    ],
+)  # fmt: skip
+def test_an_interruption_says_what_is_true_of_the_command(small, monkeypatch, capsys, module, command, kept):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"heatproof.stages.{module}.run", interrupted)
+    path = [small("interrupted")] if "--config" in command else []
+    assert refused(capsys, *command, *path, status=130) == f"heatproof: interrupted; {kept}"
 
 
 def test_pretrained_weights_for_retraining_are_refused(finished, capsys):
@@ -245,4 +346,4 @@ def test_a_full_memory_is_one_line(small, capsys, monkeypatch, fill, told):
     monkeypatch.setattr(train_cls, "run", lambda run: fill())
     line = refused(capsys, "train-cls", "--config", small("memory"))
     assert told in line
-    assert "what is done is kept, take a smaller batch_size or width" in line
+    assert "completed work is kept, and the same command resumes there; use a smaller batch_size or width" in line

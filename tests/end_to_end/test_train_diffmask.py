@@ -147,7 +147,7 @@ def test_maps_of_another_classifier_are_refused(done, capsys, tmp_path):
         ("train-diffmask", "train_diffmask.eps=0", "train_diffmask.eps: 0: input should be greater than 0"),
         ("train-diffmask", "train_diffmask.alpha=300", "train_diffmask.alpha: 300: input should be less than or equal to 200"),
         ("train-diffmask", "train_diffmask.lr=-1", "train_diffmask.lr: -1: input should be greater than 0"),
-        ("train-diffmask", "seed=9", "best_model.pth: no such file of weights; train it first (train-cls)"),
+        ("train-diffmask", "seed=9", "best_model.pth: no such file of weights yet; run train-cls first"),
         ("extract-attribution-maps", "train_diffmask.eps=1", "no such file of weights"),
     ],
 )  # fmt: skip
@@ -170,7 +170,7 @@ def test_a_missing_explainer_is_named_with_the_stage_that_makes_it(write, capsys
     path = write(SMALL, "missing")
     assert heatproof("train-cls", "--config", path) == 0
     line = refused(capsys, "extract-attribution-maps", "--config", path)
-    assert "train_diffmask/best_model.pth: no such file; train-diffmask makes it" in line
+    assert "train_diffmask/best_model.pth: no such file; correct the path, or make it with train-diffmask" in line
 
 
 def test_a_start_that_is_not_there_is_one_line_also_after_the_training(done, capsys):

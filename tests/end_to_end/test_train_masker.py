@@ -180,7 +180,7 @@ def test_sanity_checks_randomise_the_classifier_and_keep_the_masker(trained):
         ("train_masker.form=fox", "train_masker.form[0]: 'fox': input should be 'fix' or 'ca'"),
         ("train_masker.mask_in.lambda_rr=1", "train_masker.mask_in.lambda_rr: unknown key; did you mean 'lambda_r'?"),
         ("train_masker.batch_size=500", "128 images for an epoch do not fill a batch of 500"),
-        ("train_masker.model.pretrained_weights=none.pth", "none.pth: no such file of weights; train it first (train-cls)"),
+        ("train_masker.model.pretrained_weights=none.pth", "train_masker.model.pretrained_weights: none.pth: no such file; correct the path"),
         ("train_masker.infiller={name: heatproof.models.Normalization, mean: [0], std: [1]}", "has no generate(images, hole)"),
     ],
 )  # fmt: skip
@@ -310,7 +310,7 @@ def test_labels_that_the_classifier_does_not_know_are_one_line(trained, capsys):
 def test_a_masker_of_another_classifier_and_a_missing_one_are_one_line(trained, capsys):
     entry = "extract_cams.attribution_methods=[{name: mine, method: heatproof.methods.masker.Masker, kwargs: {checkpoint: '%s'}}]"
     message = refused(capsys, "extract-attribution-maps", "--config", trained, entry % "none/masker.pth")
-    assert "none/masker.pth: no such masker; train it first (train-masker)" in message
+    assert "none/masker.pth: no such masker; correct the path, train one (train-masker)" in message
     message = refused(
         capsys, "extract-attribution-maps", "--config", trained, entry % (folder(trained) / "ca" / "masker.pth")
     )

@@ -127,7 +127,9 @@ def test_a_classifier_of_another_build_is_refused(write):
 def test_options_are_checked_when_the_method_is_built(write, tmp_path):
     with pytest.raises(InputError, match="Masker: output 'logit' is unknown; did you mean 'logits'"):
         Masker(classifier(), write(), output="logit")
-    with pytest.raises(MissingInputError, match=r"none.pth: no such masker; train it first \(train-masker\)"):
+    with pytest.raises(
+        MissingInputError, match=r"checkpoint: .*none.pth: no such masker; correct the path, train one \(train-masker\)"
+    ):
         Masker(classifier(), str(tmp_path / "none.pth"))
 
 

@@ -281,7 +281,9 @@ def test_a_saved_masker_comes_back(saved, tmp_path):
 
 def test_files_that_are_no_masker(saved, tmp_path):
     path = tmp_path / "masker.pth"
-    with pytest.raises(MissingInputError, match=r"no such masker; train it first \(train-masker\), or make it of"):
+    with pytest.raises(
+        MissingInputError, match=r"no such masker; correct the path, train one \(train-masker\), or make it of"
+    ):
         read_masker(path)
     torch.save({"a": torch.zeros(1)}, path)
     with pytest.raises(ModelError, match=r"masker.pth: is no masker"):

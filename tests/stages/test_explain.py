@@ -220,7 +220,7 @@ def test_help_tells_the_options_of_the_method_that_is_named(capsys):
         ({"arguments": ("--mean", "x", "--std", "1")}, "argument --mean: 'x': give a number for each channel"),
         ({"arguments": ("--size", "big")}, "argument --size: 'big': give one side, such as 224"),
         ({"method": "smooth-grad", "arguments": ("--samples", "many")}, "option 'samples': 'many' should be a whole number"),
-        ({"vit": VIT[:2]}, "its normalisation is unknown; give --mean and --std"),
+        ({"vit": VIT[:2]}, "vit.pt: its normalisation is unknown; set normalization: {mean: [...], std: [...]} (explain: --mean and --std)"),
         ({"vit": ("--model", "timm:vit_tinny_patch16_224")}, "did you mean 'vit_tiny_patch16_224'?"),
         ({"method": None}, "the following arguments are required: --method"),
     ],

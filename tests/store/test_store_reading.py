@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from heatproof import store
 from heatproof.errors import InputError, MapError
 from heatproof.store import Column, MapReader, RowReader, RowWriter, export_archive, reader, seals
 
@@ -401,3 +402,51 @@ def test_curves_are_stored_with_the_same_care(tmp_path):
 def test_json_in_attributes_is_what_was_given(path):
     with h5py.File(path) as file:
         assert list(json.loads(file.attrs["origin"])) == ["data", "method", "seed"]
+
+
+def written_elsewhere(path, libver):
+    """A process that has an HDF5 file open for writing, in the middle of its work."""
+    code = (
+        "import h5py, sys, numpy as np\n"
+        f"file = h5py.File({str(path)!r}, 'w', libver={libver!r})\n"
+        "file['map'] = np.zeros(4)\n"
+        f"file.flush() if {libver!r} == 'latest' else None\n"
+        "print('open', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"open\n"
+    return process
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("read", [MapReader, RowReader, store.inspect, store.read_state])
+def test_a_file_that_another_program_is_writing_is_not_called_damaged(tmp_path, libver, read):
+    process = written_elsewhere(tmp_path / "test.h5", libver)
+    try:
+        with pytest.raises(MapError) as error:
+            read(tmp_path / "test.h5")
+        assert "test.h5: another program has it open for writing; close it there" in str(error.value)
+        assert "delete" not in str(error.value)
+    finally:
+        process.communicate(b"")
+
+
+def test_a_file_that_was_never_closed_is_not_called_damaged(tmp_path):
+    process = written_elsewhere(tmp_path / "test.h5", "latest")
+    process.kill()
+    process.communicate()
+    with pytest.raises(
+        MapError, match=r"test\.h5: the program that writes it has not closed it; .*h5clear -s"
+    ) as error:
+        MapReader(tmp_path / "test.h5")
+    assert "delete" not in str(error.value)
+
+
+def test_labels_of_other_classes_than_the_outputs_have_no_accuracy(sample, tmp_path):
+    path = sample.write(tmp_path / "own.h5")
+    assert "of the images right" in store.render(store.inspect(path))
+    path = sample.write(tmp_path / "other.h5", label_classes=3)
+    assert MapReader(path).label_classes == 3
+    shown = store.render(store.inspect(path))
+    assert "its outputs and the labels are of different sets of classes, so it has no accuracy here" in shown
+    assert "right" not in shown.split("classifier")[1].split("origin")[0]

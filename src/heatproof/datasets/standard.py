@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from heatproof import downloads
 from heatproof.datasets.arrays import ArraySamples
 from heatproof.datasets.dataset import PARTS, Part
-from heatproof.errors import DataError
+from heatproof.errors import DataError, MissingInputError
 
 DIGITS = tuple("0123456789")
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -154,8 +154,11 @@ def _torchvision(name: str) -> Any:
 @contextlib.contextmanager
 def _downloading(name: str, missing: Path, url: str, into: Path) -> Iterator[None]:
     try:
+        downloads.announce(url)
         with downloads.bounded_wait():
             yield
+    except downloads.NotNowError as error:
+        raise MissingInputError(f"{missing}: is missing, and a dry run does not fetch {error}") from error
     except (
         OSError,
         RuntimeError,

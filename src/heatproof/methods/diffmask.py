@@ -101,7 +101,9 @@ class DiffMask:
     def _read(self) -> Explainer:
         path = Path(self.checkpoint)
         if not path.is_file():
-            raise MissingInputError(f"{path}: no such file; train-diffmask makes it, or mend the option checkpoint")
+            raise MissingInputError(
+                f"checkpoint: {path}: no such file; correct the path, or make it with train-diffmask"
+            )
         if self.mul_activation is not None and not self.mul_activation > 0:
             raise InputError(f"DiffMask: mul_activation: {self.mul_activation} must be above 0")
         explainer = read_explainer(path, self.mul_activation)

@@ -13,7 +13,7 @@ from heatproof.methods import options, rows
 from heatproof.models import masker as network
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.layout import Layouts
-from heatproof.models.loading import put_weights
+from heatproof.models.weights import put_weights
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in models.masker
 

@@ -33,8 +33,8 @@ from heatproof.models.attention import Architecture, architecture_of
 from heatproof.models.hard_concrete import HardConcrete
 from heatproof.models.hooks import recorded, recorded_output
 from heatproof.models.layout import Grid, grid_of, traced
-from heatproof.models.loading import State, put_weights, read_plain, read_weights
 from heatproof.models.targets import Retargeted
+from heatproof.models.weights import State, below, put_weights, read_plain, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -457,6 +457,7 @@ def explainer_from(state: State, *, where: str, mul_activation: float | None = N
     Raises:
         ModelError: it is no explainer's, lacks some settings, or says another `mul_activation`.
     """
+    state = below(state, "gate.placeholder", where)
     weights = {name: value for name, value in state.items() if not name.startswith(("alpha.", "running_"))}
     first = weights.get("gate.g_hat.0.f.0.weight_v")
     if first is None or first.ndim != 2 or "gate.placeholder" not in weights:

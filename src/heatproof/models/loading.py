@@ -1,18 +1,9 @@
-"""Classifiers by name, with weights that fit exactly or not at all.
-
-A file of weights is data: it is read with torch's restricted unpickler, which builds tensors and runs nothing, and must
-name each parameter of the network with its shape.
-"""
+"""Classifiers by name, with weights that fit exactly or not at all (`weights.py`), and the normalisation that belongs to them."""
 
 import contextlib
 import functools
-import hashlib
-import importlib
 import inspect
 import logging
-import pickle
-import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from heatproof import artefacts, downloads, plugins
-from heatproof.errors import HeatproofError, ModelError, nearest
+from heatproof.errors import HeatproofError, MissingInputError, ModelError, nearest
 from heatproof.models.normalization import Normalization
+from heatproof.models.weights import (
+    State,
+    fits,
+    library,
+    put_weights,
+    read_weights,
+    shapes,
+    state_sha256,
+    with_all_names,
+)
 
 RESULTS_VERSION = 1
 
-State = dict[str, Tensor]
-Shapes = dict[str, tuple[int, ...]]
+logger = logging.getLogger(__name__)
+
+Known = Callable[[], Normalization | None]
+"""The normalisation that a model's library names for it; None where it names none."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def load(
     pretrained_weights: str | Path | None = None,
     transformer: str | None = None,
     normalization: Normalization | None = None,
-    default_normalization: Normalization | Callable[[], Normalization] | None = None,
+    default_normalization: Normalization | Known | None = None,
 ) -> LoadedModel:
     """Builds a classifier and gives it its weights.
 
@@ -68,11 +71,12 @@ def load(
         num_classes: handed to the constructor where it has such a parameter; the library's own weights keep theirs.
         channels: of the pictures; handed on as `in_channels` (`in_chans` for timm) where the constructor has it.
         constructor_args: further arguments; they win over `num_classes` and `channels`.
-        pretrained_weights: file with a dict of tensors; `DEFAULT` for the library's own; None leaves them drawn.
+        pretrained_weights: file of weights, as `weights.read_weights` reads it; `DEFAULT` for the library's own; None leaves
+            them drawn.
         transformer: dotted path called with (model, num_classes); returns the model to use, say with a new head. A file of
             weights may be that of the model before or after it.
         normalization: wins over all others.
-        default_normalization: used where neither the library nor a JSON file beside the weights knows one.
+        default_normalization: of drawn weights, usually of the data that they will be trained on.
 
     Raises:
         PluginError: a dotted path leads nowhere, or an argument does not fit.
@@ -84,80 +88,100 @@ def load(
     torch.Size([1, 4])
     """
     blueprint = _Blueprint(arch, num_classes, channels, dict(constructor_args or {}), transformer)
-    known: Callable[[], Normalization | None]
     if pretrained_weights is None or pretrained_weights == "DEFAULT":
         module, known = blueprint.build(library_weights=pretrained_weights is not None)
         module = blueprint.transformed(module)
         sha256 = state_sha256(module)
     else:
-        path = Path(pretrained_weights)
-        module, known = _with_weights(blueprint, path), functools.partial(_beside, path)
-        sha256 = artefacts.sha256(path)
-    chosen = normalization or known() or _default(default_normalization, arch)
+        module, known = _with_weights(blueprint, Path(pretrained_weights))
+        sha256 = artefacts.sha256(Path(pretrained_weights))
+    chosen = normalization or _normalization(blueprint, pretrained_weights, known, default_normalization)
     return LoadedModel(module.eval(), chosen, sha256)
 
 
-def read_weights(path: Path) -> State:
-    """A state dict from a file, read without running anything that the file says.
+def _normalization(
+    blueprint: "_Blueprint", weights: str | Path | None, known: Known, drawn: Normalization | Known | None
+) -> Normalization:
+    """The normalisation of weights, where the user names none.
+
+    A file's is in the JSON file beside it, which train-cls writes; failing that, it is the one that the model's library uses
+    for its own weights, and the log says so. Never is it that of the data at hand: the file was trained on others.
 
     Raises:
-        ModelError: the file is missing, damaged, holds something else than a dict of tensors, wants to run code, or
-            holds values that are not finite.
+        ModelError: nobody knows it.
     """
-    return _checked(path, read_plain(path))
-
-
-def read_plain(path: Path) -> Any:
-    """Tensors and plain values from a file, read without running anything that the file says.
-
-    Raises:
-        ModelError: the file is missing, damaged, or wants to run code.
-    """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file of weights")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read raises
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        runs = f" (it names {wanted[1]})" if wanted else ""
+    if weights is None and drawn is not None:
+        found = drawn if isinstance(drawn, Normalization) else drawn()
+    elif weights is None or weights == "DEFAULT":
+        found = known()
+    else:
+        found = _beside(Path(weights)) or _of_library(blueprint, weights, known)
+    if found is None:
         raise ModelError(
-            f"{path}: is no tensors-only file of weights{runs}; nothing of it was run; "
-            "save it again as torch.save(model.state_dict(), path) where you trust it"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, OSError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ModelError(
-            f"{path}: is no file of weights, or a damaged one ({type(error).__name__}: {reason})"
-        ) from error
+            f"{blueprint.arch if weights in (None, 'DEFAULT') else weights}: its normalisation is unknown; set normalization: "
+            "{mean: [...], std: [...]} (explain: --mean and --std) to the values that it was trained with"
+        )
+    return found
 
 
-def put_weights(module: nn.Module, state: State, *, where: str, arch: str) -> None:
-    """Gives a module its weights; all of them, and no others.
+def _of_library(blueprint: "_Blueprint", weights: str | Path, known: Known) -> Normalization | None:
+    """The normalisation of the library's own weights for those of a file, where it has as many channels; the log says so."""
+    found = known()
+    if found is None or blueprint.channels not in (None, len(found.mean)):
+        return None
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (found.mean, found.std))
+    logger.info(
+        "%s: no normalisation is stored beside it; that of the library's own weights for %s is used: mean %s, std %s; "
+        "set normalization where these were trained with another",
+        weights, blueprint.arch, mean, std,
+    )  # fmt: skip
+    return found
+
+
+def classes_in(
+    state: State,
+    arch: str,
+    *,
+    where: str,
+    channels: int | None = None,
+    constructor_args: Mapping[str, Any] | None = None,
+    transformer: str | None = None,
+) -> int | None:
+    """For how many classes weights were trained: what `num_classes` must be for the network to have their shapes.
+
+    The network is built for two numbers of classes; the sides of its parameters that differ are those that count classes.
+
+    Returns:
+        The number; None where it changes nothing, or the names are not the network's.
 
     Raises:
-        ModelError: naming the first parameter that is missing, unknown or of another shape.
+        ModelError: the tensors are of different numbers of classes.
     """
-    problem = _misfit(_shapes(module.state_dict()), state)
-    if problem is not None:
-        raise ModelError(f"{where}: does not fit {arch}: {problem}")
-    module.load_state_dict(state)
+    few, many = (
+        shapes(blueprint.transformed(blueprint.build()[0]).state_dict())
+        for blueprint in (_Blueprint(arch, n, channels, dict(constructor_args or {}), transformer) for n in _PROBES)
+    )
+    sides = [
+        (name, axis)
+        for name in few
+        for axis in range(len(few[name]))
+        if len(many.get(name, ())) == len(few[name]) and few[name][axis] != many[name][axis]
+    ]
+    counts = set()
+    for weights in with_all_names(few, state):
+        for name, axis in sides:
+            if weights[name].ndim == len(few[name]):
+                slope = (many[name][axis] - few[name][axis]) / (_PROBES[1] - _PROBES[0])
+                counts.add(_PROBES[0] + (weights[name].shape[axis] - few[name][axis]) / slope)
+    if len(counts) > 1:
+        raise ModelError(
+            f"{where}: its heads are of {' and '.join(f'{n:g}' for n in sorted(counts))} classes; "
+            "save the weights of one network alone"
+        )
+    return int(counts.pop()) if counts else None
 
 
-def state_sha256(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of a module's parameters and buffers, sorted by name.
-
-    >>> twins = [nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)]
-    >>> _ = twins[1].load_state_dict(twins[0].state_dict())
-    >>> state_sha256(twins[0]) == state_sha256(twins[1])
-    True
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+_PROBES = 5, 7
 
 
 @dataclass(frozen=True)
@@ -170,8 +194,8 @@ class _Blueprint:
     arguments: dict[str, Any]
     transformer: str | None
 
-    def build(self, *, library_weights: bool = False) -> tuple[nn.Module, Callable[[], Normalization | None]]:
-        """The network, and what tells the normalisation of the library's weights (None for drawn ones)."""
+    def build(self, *, library_weights: bool = False) -> tuple[nn.Module, Known]:
+        """The network, and the normalisation of its library's own weights."""
         if self.arch.startswith("timm:"):
             return _from_timm(self, library_weights)
         if self.arch.startswith("hf:"):
@@ -186,7 +210,7 @@ class _Blueprint:
             )
         arguments = self.wanted(target, num_classes=self.num_classes, in_channels=self.channels) | self.arguments
         plugins.check_options(self.arch, target, arguments)
-        return _module(self.arch, lambda: target(**arguments)), _unknown
+        return _module(self.arch, lambda: target(**arguments)), lambda: None
 
     def transformed(self, module: nn.Module) -> nn.Module:
         """The network with what the transformer changes."""
@@ -203,66 +227,82 @@ class _Blueprint:
         return {name: value for name, value in known.items() if callable(target) and plugins.wants(target, name)}
 
 
-def _with_weights(blueprint: _Blueprint, path: Path) -> nn.Module:
+def _with_weights(blueprint: _Blueprint, path: Path) -> tuple[nn.Module, Known]:
     state = read_weights(path)
-    module, _ = blueprint.build()
-    before = _misfit(_shapes(module.state_dict()), state)
+    module, known = blueprint.build()
+    fits_before = fits(shapes(module.state_dict()), state)
     module = blueprint.transformed(module)
-    after = _misfit(_shapes(module.state_dict()), state)
-    if after is not None and before is None:
+    if fits_before and not fits(shapes(module.state_dict()), state):
         # The file belongs to the network as it was before the transformer.
-        module, _ = blueprint.build()
-        module.load_state_dict(state)
-        return blueprint.transformed(module)
+        module, known = blueprint.build()
+        put_weights(module, state, where=str(path), arch=blueprint.arch)
+        return blueprint.transformed(module), known
     put_weights(module, state, where=str(path), arch=blueprint.arch)
-    return module
+    return module, known
 
 
 def _from_torchvision(
     blueprint: _Blueprint, builder: Callable[..., Any], library_weights: bool
-) -> tuple[nn.Module, Callable[[], Normalization | None]]:
+) -> tuple[nn.Module, Known]:
     from torchvision.models import get_model_weights  # slow to import
 
     arch, arguments = blueprint.arch, blueprint.arguments
     plugins.check_options(arch, builder, arguments, provided=("weights", "progress"))
-    if not library_weights:
-        arguments = {"num_classes": blueprint.num_classes, **arguments}
-        return _module(arch, lambda: builder(weights=None, **arguments)), _unknown
     try:
         weights = get_model_weights(builder).DEFAULT
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{arch}: torchvision has no weights for it; name a file in pretrained_weights") from error
-    with fetching(arch, f"put {weights.url} into {Path(torch.hub.get_dir()) / 'checkpoints'}"):
-        module = builder(weights=weights, **arguments)
+    except (ValueError, AttributeError):
+        weights = None
 
-    def normalization() -> Normalization:
+    def normalization() -> Normalization | None:
+        if weights is None:
+            return None
         transforms = weights.transforms()
         return Normalization(tuple(transforms.mean), tuple(transforms.std))
 
+    if not library_weights:
+        arguments = {"num_classes": blueprint.num_classes, **arguments}
+        return _module(arch, lambda: builder(weights=None, **arguments)), normalization
+    if weights is None:
+        raise ModelError(f"{arch}: torchvision has no weights for it; name a file in pretrained_weights")
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    with fetching(arch, f"put {weights.url} into {folder}"):
+        if not (folder / weights.url.rpartition("/")[2]).is_file():
+            downloads.announce(f"{weights.url} into {folder}")
+        module = builder(weights=weights, **arguments)
     return module, normalization
 
 
-def _from_timm(blueprint: _Blueprint, library_weights: bool) -> tuple[nn.Module, Callable[[], Normalization | None]]:
-    timm = _extra(blueprint.arch, "timm", extra="models")
+def _from_timm(blueprint: _Blueprint, library_weights: bool) -> tuple[nn.Module, Known]:
+    timm = library(blueprint.arch, "timm", extra="models")
     name = blueprint.arch.removeprefix("timm:")
     if not timm.is_model(name):
         raise ModelError(f"{blueprint.arch}: timm has no model {name!r}{nearest(name, timm.list_models())}")
     if library_weights:
         with fetching(blueprint.arch, "fill the cache of the Hugging Face hub on a machine with network"):
             module = timm.create_model(name, pretrained=True, **blueprint.arguments)
-        return module, lambda: Normalization(tuple(module.pretrained_cfg["mean"]), tuple(module.pretrained_cfg["std"]))
+        return module, functools.partial(_of_timm, module)
     offered = {"num_classes": blueprint.num_classes, "in_chans": blueprint.channels}
     arguments = {key: value for key, value in offered.items() if value is not None} | blueprint.arguments
-    return _module(blueprint.arch, lambda: timm.create_model(name, pretrained=False, **arguments)), _unknown
+    module = _module(blueprint.arch, lambda: timm.create_model(name, pretrained=False, **arguments))
+    return module, functools.partial(_of_timm, module)
 
 
-def _from_hugging_face(
-    blueprint: _Blueprint, library_weights: bool
-) -> tuple[nn.Module, Callable[[], Normalization | None]]:
-    transformers = _extra(blueprint.arch, "transformers", extra="hf")
+def _of_timm(module: Any) -> Normalization | None:
+    known = getattr(module, "pretrained_cfg", None) or {}
+    return Normalization(tuple(known["mean"]), tuple(known["std"])) if {"mean", "std"} <= known.keys() else None
+
+
+def _from_hugging_face(blueprint: _Blueprint, library_weights: bool) -> tuple[nn.Module, Known]:
+    transformers = library(blueprint.arch, "transformers", extra="hf")
     name, arguments = blueprint.arch.removeprefix("hf:"), blueprint.arguments
     fix = "fill the cache of the Hugging Face hub on a machine with network, or give a folder as hf:FOLDER"
     classifiers = transformers.AutoModelForImageClassification
+
+    def normalization() -> Normalization:
+        with fetching(blueprint.arch, "set model.normalization", what="image processor"):
+            processor = transformers.AutoImageProcessor.from_pretrained(name)
+            return Normalization(tuple(processor.image_mean), tuple(processor.image_std))
+
     if not library_weights:
         with fetching(blueprint.arch, fix, what="configuration"):
             config = transformers.AutoConfig.from_pretrained(name, num_labels=blueprint.num_classes)
@@ -272,17 +312,10 @@ def _from_hugging_face(
         for key, value in known.items():
             setattr(config, key, value)
         options = {key: value for key, value in arguments.items() if key not in known}
-        return _module(blueprint.arch, lambda: LogitsOf(classifiers.from_config(config, **options))), _unknown
+        return _module(blueprint.arch, lambda: LogitsOf(classifiers.from_config(config, **options))), normalization
     with fetching(blueprint.arch, fix):
         # Only the safetensors format: the other one is a pickle.
-        module = LogitsOf(classifiers.from_pretrained(name, use_safetensors=True, **arguments))
-
-    def normalization() -> Normalization:
-        with fetching(blueprint.arch, "set model.normalization", what="image processor"):
-            processor = transformers.AutoImageProcessor.from_pretrained(name)
-            return Normalization(tuple(processor.image_mean), tuple(processor.image_std))
-
-    return module, normalization
+        return LogitsOf(classifiers.from_pretrained(name, use_safetensors=True, **arguments)), normalization
 
 
 class LogitsOf(nn.Module):
@@ -301,20 +334,8 @@ class LogitsOf(nn.Module):
         return self.model(pixel_values=images).logits  # type: ignore[no-any-return]
 
 
-def _extra(arch: str, package: str, *, extra: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise ModelError(
-            f"{arch}: needs the package {package}, which is not installed; "
-            f"`uv sync --extra {extra}` or `pip install 'heatproof[{extra}]'`"
-        ) from error
-
-
 def _module(name: str, make: Callable[[], Any]) -> nn.Module:
-    """What a constructor returns; whatever it raises becomes one line."""
+    """The network that a constructor returns, without what only runs it; whatever the constructor raises becomes one line."""
     try:
         module = make()
     except HeatproofError:
@@ -324,6 +345,21 @@ def _module(name: str, make: Callable[[], Any]) -> nn.Module:
         raise ModelError(f"{name}: building it failed: {type(error).__name__}: {reason}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name}: returned a {type(module).__name__}; expected a torch.nn.Module")
+    return _unwrapped(module)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """A network without torch.compile and DataParallel, whose layers have other names and see no hooks; at any depth."""
+    inner = getattr(module, "_orig_mod", None)  # of torch.compile; importing its class takes seconds
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = module.module
+    if isinstance(inner, nn.Module):
+        return _unwrapped(inner)
+    for name, child in module.named_children():
+        if (plain := _unwrapped(child)) is not child:
+            setattr(module, name, plain)
+    if getattr(module, "_compiled_call_impl", None) is not None:  # of module.compile()
+        module._compiled_call_impl = None
     return module
 
 
@@ -344,11 +380,17 @@ def fetching(arch: str, fix: str, *, what: str = "weights") -> Iterator[None]:
     with downloads.bounded_wait(), hub as unreachable, _quiet("huggingface_hub", "timm", "transformers"):
         try:
             yield
+        except downloads.NotNowError as error:
+            raise MissingInputError(f"{arch}: a dry run does not fetch its {what} ({error})") from error
         except HeatproofError:
             raise
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:180]
             if unreachable is not None and isinstance(error, OSError):  # what the cache lacks
+                if downloads.are_off():
+                    raise MissingInputError(
+                        f"{arch}: a dry run does not fetch its {what} (not in the cache)"
+                    ) from error
                 reason = unreachable
             raise ModelError(f"{arch}: its {what} could not be had ({reason}); {fix}") from error
 
@@ -366,58 +408,6 @@ def _quiet(*names: str) -> Iterator[None]:
             log.setLevel(level)
 
 
-def _checked(path: Path, state: Any) -> State:
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise ModelError(
-            f"{path}: holds a {type(state).__name__}; expected a dict of tensors by name, as model.state_dict() gives"
-        )
-    if not state:
-        raise ModelError(f"{path}: holds no tensor; expected a dict of tensors by name, as model.state_dict() gives")
-    if isinstance(kind := state.get("format"), str):
-        raise ModelError(
-            f"{path}: is a file of {kind}, not the weights of a network alone; name the file that is meant"
-        )
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            inner = next((key for key in ("state_dict", "model", "net") if key in state), None)
-            advice = f"save its {inner!r} alone" if inner else "save model.state_dict() alone"
-            raise ModelError(f"{path}: {name!r} is a {type(value).__name__}; expected tensors only; {advice}")
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ModelError(f"{path}: {name} holds NaN or infinity; the file is damaged, or its training diverged")
-    return dict(state)
-
-
-def _misfit(expected: Shapes, state: State) -> str | None:
-    """How a state dict does not fit; None where it does."""
-    # Files from before PyTorch 0.4.1 have no counters of batches; nothing reads them.
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
-    unknown = [name for name in state if name not in expected]
-    phrases = []
-    if missing:
-        phrases.append(f"{missing[0]} is missing from the file{_and_more(missing)}")
-    if unknown:
-        phrases.append(f"the model has no {unknown[0]}{_and_more(unknown)}")
-        if all(name.startswith("module.") for name in state):
-            phrases.append("the file was saved from DataParallel: remove 'module.' from its names")
-    if phrases:
-        return "; ".join(phrases)
-    for name, shape in expected.items():
-        found = tuple(state[name].shape) if name in state else shape
-        if found != shape:
-            return (
-                f"{name} has shape {found} in the file and {shape} in the model; check the classes and constructor_args"
-            )
-    return None
-
-
-def _shapes(state: Mapping[str, Tensor]) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _and_more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
 def _beside(weights: Path) -> Normalization | None:
     """The normalisation in the JSON file beside a file of weights; None where there is none."""
     path = weights.with_suffix(".json")
@@ -432,13 +422,3 @@ def _beside(weights: Path) -> Normalization | None:
             f'{path}: lies beside the weights and should hold {{"normalization": {{"mean": [...], "std": [...]}}}}; '
             "mend or remove it"
         ) from error
-
-
-def _unknown() -> None:
-    return None
-
-
-def _default(default: Normalization | Callable[[], Normalization] | None, arch: str) -> Normalization:
-    if default is None:
-        raise ModelError(f"{arch}: its normalisation is unknown; set normalization: {{mean: [...], std: [...]}}")
-    return default if isinstance(default, Normalization) else default()

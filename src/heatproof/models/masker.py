@@ -35,7 +35,7 @@ from heatproof import checks
 from heatproof.errors import HeatproofError, InputError, MissingInputError, ModelError
 from heatproof.models.hooks import frozen_eval, recorded, recorded_output
 from heatproof.models.layout import Layouts, check_layout
-from heatproof.models.loading import State, put_weights, read_plain
+from heatproof.models.weights import State, put_weights, read_plain
 
 logger = logging.getLogger(__name__)
 
@@ -382,11 +382,6 @@ class SavedMasker:
             ModelError: the weights do not fit, or are not finite.
         """
         masker = Masker(self.form)
-        for name, value in self.state.items():
-            if value.is_floating_point() and not bool(value.isfinite().all()):
-                raise ModelError(
-                    f"{where}: {name} holds NaN or infinity; the file is damaged, or its training diverged"
-                )
         put_weights(masker, self.state, where=where, arch="the masker")
         return masker.eval()
 
@@ -400,8 +395,8 @@ def read_masker(path: Path) -> SavedMasker:
     """
     if not path.is_file():
         raise MissingInputError(
-            f"{path}: no such masker; train it first (train-masker), or make it of a published checkpoint "
-            "(heatproof import-masker)"
+            f"checkpoint: {path}: no such masker; correct the path, train one (train-masker), or make it of a published "
+            "checkpoint (heatproof import-masker)"
         )
     content = read_plain(path)
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
@@ -462,7 +457,8 @@ def read_published(path: Path, taps: Sequence[str] = PUBLISHED_TAPS) -> tuple[Sa
         )
     try:
         state, classifier = (_unwrapped(_weights(content[name])) for name in (key, "state_dict_classifier"))
-        form = _published_form(path, state, dict(content.get("args") or {}), taps)
+        options = content.get("args") or {}
+        form = _published_form(path, state, dict(options if isinstance(options, Mapping) else vars(options)), taps)
     except HeatproofError:
         raise
     except (LookupError, TypeError, ValueError) as error:
@@ -512,5 +508,5 @@ def _published_form(path: Path, state: State, args: Mapping[str, Any], taps: Seq
 def _unwrapped(state: Mapping[str, Tensor]) -> State:
     """Without the prefix that DataParallel gives to all names."""
     if state and all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): value for name, value in state.items()}
+        return _unwrapped({name.removeprefix("module."): value for name, value in state.items()})
     return dict(state)

@@ -426,6 +426,10 @@ def build_fill(
         fill: Fill = FunctionFill(target, options) if is_function else target(**options)
     except TypeError as error:
         raise PluginError(f"{how}: cannot be made with {options}: {error}") from error
+    if not callable(fill):
+        raise PluginError(
+            f"{how}: is no fill, as it cannot be called with (pixels, removed, indices); name one of {', '.join(FILLS | GENERATIVE)}"
+        )
     return fill
 
 

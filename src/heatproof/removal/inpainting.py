@@ -21,7 +21,7 @@ from heatproof.errors import InputError, MissingInputError, ModelError
 from heatproof.models import Normalization
 from heatproof.models.inpainting import CaGanGenerator, CnnInfiller, DfNetGenerator, GatedUNet, PartialConvUNet
 from heatproof.models.inpainting.attention import NormGuard
-from heatproof.models.loading import State, put_weights, read_weights
+from heatproof.models.weights import State, put_weights, read_weights
 from heatproof.removal.pixels import as_float, by_channel
 
 RESULTS_VERSION = 1
@@ -56,7 +56,7 @@ class CaGan:
     Sides that are no multiples of 8 are padded by their edge, and the padding is cut off again.
 
     Args:
-        weights: `gen_<number>.pt` of generative-inpainting-pytorch, or `torch_model.p`, whose names begin with `netG.`.
+        weights: `gen_<number>.pt` of generative-inpainting-pytorch, or `torch_model.p`.
         guard: what keeps norms from 0: "sum" as since July 2020, "floor" as before.
         compat: treat a batch as the masking-based saliency code does: one attention mask for all images, and for
             "mask_in" the network is told that what is kept was the hole. None does neither.
@@ -76,7 +76,7 @@ class CaGan:
     def network(self) -> CaGanGenerator:
         """The generator with its weights."""
         source = "get gen_*.pt or torch_model.p from github.com/daa233/generative-inpainting-pytorch (MIT)"
-        return _with_weights(CaGanGenerator(self.guard, compat=self.compat is not None), self.weights, source, "netG.")
+        return _with_weights(CaGanGenerator(self.guard, compat=self.compat is not None), self.weights, source)
 
     def generate(self, pixels: Tensor, holes: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) in [0, 1] from pixels of that shape and holes (N, 1, H, W), 1 in a hole."""
@@ -159,9 +159,7 @@ class PartialConv:
     @functools.cached_property
     def network(self) -> PartialConvUNet:
         """The generator with its weights."""
-        source = (
-            "get it from github.com/naoto0804/pytorch-inpainting-with-partial-conv (MIT) and save its 'model' alone"
-        )
+        source = "get it from github.com/naoto0804/pytorch-inpainting-with-partial-conv (MIT)"
         network = _with_weights(PartialConvUNet(self.levels), self.weights, source)
         for name, value in network.state_dict().items():
             if name.endswith("mask_conv.weight") and not bool((value == 1).all()):
@@ -233,7 +231,7 @@ class LearnedInfill:
     @functools.cached_property
     def network(self) -> GatedUNet:
         """The network with its weights."""
-        path = _present(self.checkpoint, "make it with train-infiller")
+        path = _present("checkpoint", self.checkpoint, "make it with train-infiller")
         state = read_weights(path)
         return _filled(GatedUNet.like(state), state, path)
 
@@ -265,16 +263,15 @@ class NormalisedInfill:
         return self.normalization(self.infill.generate(self.normalization.pixels(images), hole))
 
 
-def _with_weights(network: Network, weights: str, source: str, prefix: str = "") -> Network:
-    path = _present(weights, source)
-    state = {name.removeprefix(prefix): value for name, value in read_weights(path).items()}
-    return _filled(network, state, path)
+def _with_weights(network: Network, weights: str, source: str) -> Network:
+    path = _present("weights", weights, source)
+    return _filled(network, read_weights(path), path)
 
 
-def _present(weights: str, source: str) -> Path:
-    if not Path(weights).is_file():
-        raise MissingInputError(f"{weights}: no such file of weights; {source}")
-    return Path(weights)
+def _present(option: str, path: str, source: str) -> Path:
+    if not Path(path).is_file():
+        raise MissingInputError(f"{option}: {path}: no such file of weights; correct the path, or {source}")
+    return Path(path)
 
 
 def _filled(network: Network, state: State, path: Path) -> Network:

@@ -24,9 +24,10 @@ from heatproof.errors import ConfigError, DataError, InputError, ModelError, Plu
 from heatproof.methods import catalogue
 from heatproof.methods.explainer import PROVIDED, Explained, Explainer
 from heatproof.models import LoadedModel, Normalization, load
-from heatproof.models.loading import read_weights
+from heatproof.models.loading import classes_in
 from heatproof.models.preparation import Preparation, input_size, library_preparation, resized
 from heatproof.models.targets import AnyOf, Difference, Output, Retargeted
+from heatproof.models.weights import read_weights
 from heatproof.report.overlay import Colour, overlay, sheet
 
 _BATCH = 16
@@ -172,9 +173,16 @@ def _subject(request: Request, device: torch.device) -> _Subject:
     kept = _kept_beside(file)
     trained = kept.get("origin", {}).get("model", {})
     same = trained if trained.get("arch") == request.model else {}
+    building = {name: same.get(name) for name in ("constructor_args", "transformer")}
     if file is not None:
         names = names or tuple(kept.get("class_names", ()))
-        classes = len(names) or _last_length(file)
+        classes = (
+            len(names)
+            or classes_in(
+                read_weights(file), request.model, where=str(file), channels=_channels(request, kept), **building
+            )
+            or 1
+        )  # the network has a number of its own
     else:
         names = names or (() if library is None else library.class_names)
         classes = len(names) or 1000
@@ -183,11 +191,9 @@ def _subject(request: Request, device: torch.device) -> _Subject:
         request.model,
         num_classes=classes,
         channels=_channels(request, kept),
-        constructor_args=same.get("constructor_args"),
-        transformer=same.get("transformer"),
+        **building,
         pretrained_weights=None if request.weights == "random" else request.weights,
         normalization=request.normalization,
-        default_normalization=_default_normalization(library, request),
     )
     loaded.module.to(device).eval()
     if file is not None and not names and library is not None and len(library.class_names) == classes:
@@ -200,17 +206,6 @@ def _channels(request: Request, kept: Mapping[str, Any]) -> int:
     if request.normalization is not None:
         return len(request.normalization.mean)
     return len(kept["normalization"]["mean"]) if "normalization" in kept else 3
-
-
-def _default_normalization(library: Preparation | None, request: Request) -> Callable[[], Normalization]:
-    def default() -> Normalization:
-        if library is None:
-            raise ModelError(
-                f"{request.model}: its normalisation is unknown; give --mean and --std, such as 0.5,0.5,0.5"
-            )
-        return library.normalization
-
-    return default
 
 
 def _pixels(request: Request, loaded: LoadedModel, library: Preparation | None) -> Callable[[Image.Image], Tensor]:
@@ -230,11 +225,6 @@ def _kept_beside(weights: Path | None) -> dict[str, Any]:
     """What train-cls wrote beside the weights."""
     kept = None if weights is None else artefacts.read_json(weights.with_suffix(".json"))
     return kept if isinstance(kept, dict) else {}
-
-
-def _last_length(weights: Path) -> int:
-    """The number of classes of a file of weights: the length of its last tensor, the bias of the head."""
-    return len(next(value for value in reversed(read_weights(weights).values()) if value.ndim))
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

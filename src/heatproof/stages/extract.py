@@ -237,6 +237,7 @@ class Extraction:
         self, method: Explainer, split: Split, path: Path, origin: dict[str, Any], rows: int | None = None
     ) -> store.MapWriter:
         """Opens a method's file for writing; what was written of it before is kept."""
+        names = tuple(self.run.dataset.class_names)
         return store.MapWriter(
             path,
             origin=origin,
@@ -245,6 +246,7 @@ class Extraction:
             rows=len(split) if rows is None else rows,
             size=self.run.dataset.size,
             classes=self.class_count,
+            label_classes=None if self.run.class_names(self.class_count) == names else len(names),
             dtype=self.dtype,
             consolidate=self.consolidate,
             rows_per_block=min(store.rows_per_shard(self.run.dataset.size), ROWS_PER_BLOCK),

@@ -13,14 +13,14 @@ import torch
 from heatproof import artefacts
 from heatproof.errors import ModelError
 from heatproof.models import Normalization, load
-from heatproof.models.loading import State, put_weights
+from heatproof.models.loading import classes_in
 from heatproof.models.masker import PUBLISHED_TAPS, discovered, read_published
+from heatproof.models.weights import put_weights
 from heatproof.training.checkpoints import save_tensors
 
 logger = logging.getLogger(__name__)
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-PROBE = 7919  # classes of a network whose head is looked for: no other layer is as wide
 PUBLISHED_ARCH = "torchvision.models.resnet50"
 
 
@@ -42,9 +42,10 @@ def import_masker(
     saved, weights = read_published(file, taps)
     if not weights:
         raise ModelError(f"{file}: state_dict_classifier is empty")
-    classes = _classes(file, weights, arch)
+    where = f"{file}: state_dict_classifier"
+    classes = classes_in(weights, arch, channels=3, where=where) or 1000
     module = load(arch, num_classes=classes, channels=3, normalization=IMAGENET).module
-    put_weights(module, weights, where=f"{file}: state_dict_classifier", arch=arch)
+    put_weights(module, weights, where=where, arch=arch)
     found = discovered(module, torch.zeros(1, 3, side, side), saved.form).channels
     if found != saved.form.channels:
         raise ModelError(
@@ -59,13 +60,3 @@ def import_masker(
         "standard deviation", file, arch,
     )  # fmt: skip
     logger.info("%s: reads %s; explain %s with it", target / "masker.pth", ", ".join(saved.form.taps), path)
-
-
-def _classes(file: Path, weights: State, arch: str) -> int:
-    """How many classes a classifier's weights have: the size that only its head can have, in whatever order they are stored."""
-    own = load(arch, num_classes=PROBE, channels=3, normalization=IMAGENET).module.state_dict()
-    heads = {name for name, value in own.items() if value.ndim and len(value) == PROBE and name in weights}
-    counts = {len(weights[name]) for name in heads if weights[name].shape[1:] == own[name].shape[1:]}
-    if len(counts) != 1:
-        raise ModelError(f"{file}: state_dict_classifier has no head like that of {arch}; mend --arch")
-    return counts.pop()

@@ -83,18 +83,21 @@ class Run:
 
         Raises:
             ModelError: where the section names no weights, or they do not fit.
-            MissingInputError: where they are not there.
+            MissingInputError: where they are not there yet; ConfigError where no stage of this configuration makes them.
         """
         weights = model.pretrained_weights
         if weights is None:
             raise ModelError(f"{model.arch}: pretrained_weights is not set; name a file of weights, or DEFAULT")
-        if weights != "DEFAULT" and not Path(weights).is_file():
-            raise MissingInputError(
-                f"{weights}: no such file of weights; train it first (train-cls), or mend pretrained_weights"
-            )
         loaded = self._load(model)
         loaded.module.to(self.device).eval()
         return loaded
+
+    def _missing(self, model: Model, weights: Path) -> MissingInputError | ConfigError:
+        if self.config.outdir.absolute() in weights.absolute().parents:
+            stage = "train-cls" if weights.parent.name == "train_cls" else "the stage that makes it"
+            return MissingInputError(f"{weights}: no such file of weights yet; run {stage} first")
+        sections = (f"{name}.model" for name, section in self.config if getattr(section, "model", None) == model)
+        return ConfigError(f"{next(sections, 'model')}.pretrained_weights: {weights}: no such file; correct the path")
 
     def class_names(self, classes: int) -> tuple[str, ...]:
         """Names of the explained classifier's classes: of its file, else the data set's, else numbers.
@@ -125,13 +128,15 @@ class Run:
         return loaded
 
     def _load(self, model: Model) -> LoadedModel:
-        section = model.normalization
+        section, weights = model.normalization, model.pretrained_weights
+        if weights not in (None, "DEFAULT") and not Path(weights).is_file():
+            raise self._missing(model, Path(weights))
         loaded = load(
             model.arch,
             num_classes=len(self.dataset.class_names),
             channels=self.dataset.channels,
             constructor_args=model.constructor_args,
-            pretrained_weights=model.pretrained_weights,
+            pretrained_weights=weights,
             transformer=model.transformer,
             normalization=None if section is None else Normalization(tuple(section.mean), tuple(section.std)),
             default_normalization=lambda: self.statistics,

@@ -34,7 +34,7 @@ from heatproof.errors import ConfigError
 from heatproof.methods.explainer import Explainer
 from heatproof.metrics import agreement, statistics
 from heatproof.models import LoadedModel, randomisation
-from heatproof.models.loading import state_sha256
+from heatproof.models.weights import state_sha256
 from heatproof.stages.evaluate import StoredMaps, stored_maps
 from heatproof.stages.extract import Extraction, IntactImages, is_complete
 from heatproof.stages.robustness import name_left_out

@@ -18,7 +18,7 @@ from heatproof import artefacts, config, runtime, seeding
 from heatproof.errors import MissingInputError
 from heatproof.models import LoadedModel, frozen_eval
 from heatproof.models.diffmask import Explainer, Masking, explainer_for, masking_of, read_explainer
-from heatproof.models.loading import put_weights
+from heatproof.models.weights import put_weights
 from heatproof.report.masks import mask_panels
 from heatproof.stages.run import Run, model_origin
 from heatproof.stages.scalars import Scalars, as_pictures

@@ -26,8 +26,8 @@ from heatproof.errors import ConfigError, DataError, PluginError, nearest
 from heatproof.models import LoadedModel
 from heatproof.models import masker as masker_models
 from heatproof.models.hooks import frozen_eval
-from heatproof.models.loading import State
 from heatproof.models.masker import Masker, MaskerForm, SavedMasker, discovered, tapped
+from heatproof.models.weights import State
 from heatproof.report.masks import masks_sheet
 from heatproof.stages import infill, infilled
 from heatproof.stages.run import Run, augmentation, build_fill, fill_origin, means_for, model_origin

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heatproof import artefacts, checks
-from heatproof.errors import MapError
+from heatproof.store import layout
 from heatproof.store.columns import Block, Column
 from heatproof.store.hdf5 import row_checksums
 from heatproof.store.reader import CheckedRows, RowReader
@@ -140,8 +140,10 @@ class InfillReader(RowReader):
         if name in self._checked_by_row:
             damaged = self._rows_checked.damaged(rows, values)
             if damaged.size:
-                raise MapError(
-                    f"{self.path}: the infill of row {damaged[0]} is damaged (checksum); delete the file and run infill again"
+                raise layout.damaged(
+                    self.path,
+                    f"the infill of row {damaged[0]} is damaged (checksum)",
+                    "delete the file and run infill again",
                 )
         return values
 

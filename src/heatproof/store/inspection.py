@@ -37,7 +37,10 @@ class Ties:
 
 @dataclass(frozen=True)
 class MapStatistics:
-    """Numbers over all valid maps of an attribution file, in the units of the method; NaN where there is none."""
+    """Numbers over all valid maps of an attribution file, in the units of the method; NaN where there is none.
+
+    `correct` is None where the labels are of other classes than the classifier's outputs.
+    """
 
     minimum: float
     maximum: float
@@ -46,7 +49,7 @@ class MapStatistics:
     zero_maps: int
     constant_maps: int
     invalid_maps: int
-    correct: float
+    correct: float | None
     ties: Ties
 
 
@@ -164,7 +167,7 @@ def _statistics(reader: MapReader) -> MapStatistics:
         zero_maps=int(zero_maps),
         constant_maps=int(((reader.flags & CONSTANT) != 0).sum()),
         invalid_maps=int(reader.invalid.sum()),
-        correct=float(right.mean()) if len(right) else np.nan,
+        correct=None if reader.label_classes is not None else float(right.mean()) if len(right) else np.nan,
         ties=_ties(reader),
     )
 
@@ -262,7 +265,10 @@ def _map_lines(found: MapStatistics, rows: int, dtype: str) -> Iterator[tuple[st
     yield "ties", f"{found.ties.share:.2%} of a map's pixels share their value ({dtype}, {found.ties.maps} maps)"
     cuts = ", ".join(f"{share:.2%} at {fraction:.0%}" for fraction, share in found.ties.at_cut.items())
     yield "", f"tied with both sides of the cut: {cuts}"
-    yield "classifier", f"{found.correct:.2%} of the images right"
+    if found.correct is None:
+        yield "classifier", "its outputs and the labels are of different sets of classes, so it has no accuracy here"
+    else:
+        yield "classifier", f"{found.correct:.2%} of the images right"
 
 
 def _flat(value: Any, where: str = "") -> Iterator[str]:

@@ -4,6 +4,7 @@ A layout holds no open file, so it can be pickled and survives fork and spawn.
 """
 
 import contextlib
+import fcntl
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,10 @@ TRIES = 10
 
 BROKEN = (OSError, LookupError, RuntimeError, ValueError, TypeError, OverflowError)
 """What h5py raises for damaged metadata; the kind depends on which byte is wrong."""
+
+
+class InUseError(MapError):
+    """Another program has the file open for writing, or has not closed it: it may be whole when that is done."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,8 @@ def read_attributes(path: Path, kind: str | None = None, version: int = 1) -> di
         version: newest `format_version` that the caller reads.
 
     Raises:
-        MapError: no such file, not HDF5, truncated, damaged, another format, or a newer version.
+        MapError: no such file, not HDF5, truncated, damaged, another format, or a newer version; `InUseError` where
+            another program is writing it.
     """
     with _opened(path) as (file, _):
         return _attributes(file, path, kind, version)
@@ -147,7 +153,7 @@ def _read_layout(path: Path, kind: str | None, version: int) -> Layout:
         datasets = {name: file[name] for name in file if isinstance(file[name], h5py.Dataset)}
         lengths = {dataset.shape[0] for dataset in datasets.values()}
         if len(lengths) != 1:
-            raise MapError(f"{path}: its datasets have different numbers of rows; {_again(path)}")
+            raise damaged(path, "its datasets have different numbers of rows")
         columns = [described(name, dataset.dtype, dataset.shape[1:]) for name, dataset in datasets.items()]
         shards = _Shards(path, attributes, columns) if seal is not None else None
         stored = {name: _stored(dataset, path, seal, shards) for name, dataset in datasets.items()}
@@ -171,12 +177,34 @@ def _opened(path: Path) -> Iterator[tuple[Any, Seal | None]]:
         with open_hdf5(path) as file:
             yield file, seal
     except seals.BrokenSealError as error:
-        raise MapError(f"{path}: {error}; {_again(path)}") from error
+        raise damaged(path, str(error)) from error
     except BROKEN as error:
         reason = "truncated" if "truncated" in str(error) else f"not readable as HDF5: {first_line(error)}"
+        if "already open for write" in str(error) and not _is_written(path):
+            raise InUseError(
+                f"{path}: the program that writes it has not closed it; close it there, and where that program is gone, "
+                "h5clear -s FILE opens it again"
+            ) from error
         if path.is_file() and not h5py.is_hdf5(path):
             reason = "not an HDF5 file"
-        raise MapError(f"{path}: {reason}; {_again(path)}") from error
+        raise damaged(path, reason) from error
+
+
+def damaged(path: Path, reason: str, advice: str | None = None) -> MapError:
+    """The error for a file that cannot be read, with the advice to make it again, unless somebody is just writing it."""
+    if _is_written(path):
+        return InUseError(f"{path}: another program has it open for writing; close it there and run the command again")
+    return MapError(f"{path}: {reason}; {advice or _again(path)}")
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a program holds the lock that HDF5 takes on a file that it writes."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def open_hdf5(path: Path, **options: Any) -> Any:
@@ -237,7 +265,7 @@ def _stored(dataset: Any, path: Path, seal: Seal | None, shards: "_Shards | None
     is_plain = dataset.chunks is None and dataset.dtype == native and not dataset.external and not dataset.is_virtual
     offset = dataset.id.get_offset() if is_plain else None
     if offset is not None and offset + dataset.nbytes > stamp.size:
-        raise MapError(f"{path}: dataset {name!r} reaches beyond the end of the file; {_again(path)}")
+        raise damaged(path, f"dataset {name!r} reaches beyond the end of the file")
     sealed = seal.columns.get(name) if seal is not None else None
     checksum = None if sealed is None else sealed.checksum
     return Stored(native, shape, (Extent(0, len(dataset), path, name, offset, checksum, stamp),))
@@ -282,7 +310,7 @@ class _Shards:
             try:
                 seal = seals.compared(shard)
             except seals.BrokenSealError as error:
-                raise MapError(f"{shard}: {error}; {_again(shard)}") from error
+                raise damaged(shard, str(error)) from error
             if seal is None or seal.identity != identity(
                 shard_attributes(self._attributes, self._columns, start, stop)
             ):

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from heatproof import artefacts, checks
 from heatproof.errors import InputError, MapError
+from heatproof.store import layout
 from heatproof.store.columns import Block, Column, rows_per_shard
 from heatproof.store.hdf5 import row_checksums
 from heatproof.store.layout import Layout
@@ -65,6 +66,7 @@ class MapWriter:
         classes: number of the model's outputs K.
         origin: what the maps are computed from.
         method, split: their names.
+        label_classes: number of classes of the labels where these are not the model's outputs; None where they are.
         dtype: type of the stored maps.
         consolidate: one file at the end, or shards; see `RowWriter`.
         rows_per_block: images of a block, which is lost in a kill; None for `rows_per_shard(size)`, right for fast
@@ -81,6 +83,7 @@ class MapWriter:
         origin: artefacts.Origin,
         method: str,
         split: str,
+        label_classes: int | None = None,
         dtype: MapDtype = "float16",
         consolidate: Consolidate = "auto",
         rows_per_block: int | None = None,
@@ -95,7 +98,8 @@ class MapWriter:
             origin=origin,
             kind=FORMAT,
             version=FORMAT_VERSION,
-            attributes={"method": method, "split": split},
+            attributes={"method": method, "split": split}
+            | ({} if label_classes is None else {"label_classes": label_classes}),
             rows_per_shard=rows_per_block or rows_per_shard(self.size),
             consolidate=consolidate,
         )
@@ -255,6 +259,7 @@ class MapReader(RowReader):
     Attributes:
         size: (H, W).
         classes: number of the model's outputs K.
+        label_classes: number of classes of the labels where these are not the model's outputs, else None.
         method, split: names.
 
     Raises:
@@ -271,6 +276,7 @@ class MapReader(RowReader):
         super()._start()
         self.method = str(self.attributes.get("method", ""))
         self.split = str(self.attributes.get("split", ""))
+        self.label_classes: int | None = self.attributes.get("label_classes")
         self._rows_checked: dict[str, CheckedRows] = {}
 
     def __setstate__(self, state: Layout) -> None:
@@ -375,7 +381,7 @@ class MapReader(RowReader):
         if name in self._checked_by_row:
             damaged = self._checked_rows(name).damaged(rows, values)
             if damaged.size:
-                raise MapError(self._damage_of(name, int(damaged[0])))
+                raise self._damage_of(name, int(damaged[0]))
         return values
 
     def verify(self, progress: Callable[[int], object] | None = None) -> None:
@@ -401,7 +407,7 @@ class MapReader(RowReader):
                     yield str(error)
                     continue
                 for row in self._checked_rows(name).damaged(rows, values):
-                    yield self._damage_of(name, int(row))
+                    yield str(self._damage_of(name, int(row)))
             if progress is not None:
                 progress(len(rows))
 
@@ -440,9 +446,10 @@ class MapReader(RowReader):
             self._rows_checked[name] = CheckedRows(self._whole("crc")[:, self._checked_by_row.index(name)])
         return self._rows_checked[name]
 
-    def _damage_of(self, name: str, row: int) -> str:
+    def _damage_of(self, name: str, row: int) -> MapError:
         extent = self._stored(name).extents[int(self._stored(name).numbers(np.array([row]))[0])]
-        return (
-            f"{self.path}: {name} of row {row} (image {self.index[row]}) is damaged (checksum); delete {extent.path} "
-            "and run the task that makes it again"
+        return layout.damaged(
+            self.path,
+            f"{name} of row {row} (image {self.index[row]}) is damaged (checksum)",
+            f"delete {extent.path} and run the task that makes it again",
         )

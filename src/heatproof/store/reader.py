@@ -246,9 +246,10 @@ class RowReader:
         if extent.checksum is None or extent.dataset in self._checked_by_row or key in self._checked:
             return
         if checksum(source[...]) != extent.checksum:
-            raise MapError(
-                f"{self.path}: dataset {extent.dataset!r}, rows {extent.start} to {extent.stop - 1}: damaged (checksum); "
-                f"delete {extent.path} and run the same task again"
+            raise layout.damaged(
+                self.path,
+                f"dataset {extent.dataset!r}, rows {extent.start} to {extent.stop - 1}: damaged (checksum)",
+                f"delete {extent.path} and run the same task again",
             )
         self._checked.add(key)
 

@@ -41,7 +41,8 @@ def read_state(path: Path | str, kind: str | None = None, version: int = 1) -> S
     """The state of a row file, from its metadata alone; None where there is no file.
 
     A damaged or foreign file raises nothing: its state says why it cannot be used, so that a stage can say so and make
-    it again. Damaged values are not found here, only when they are read.
+    it again. Damaged values are not found here, only when they are read. A file that another program is writing must not
+    be made again, and raises `InUseError`.
 
     Args:
         path: the file.
@@ -56,6 +57,8 @@ def read_state(path: Path | str, kind: str | None = None, version: int = 1) -> S
         attributes = found.attributes
         origin = json.loads(attributes["origin"])
         return State(origin, bool(attributes["complete"]), int(attributes["rows_done"]), found.rows)
+    except layout.InUseError:
+        raise
     except (MapError, KeyError, ValueError, TypeError) as error:
         message = str(error) if isinstance(error, MapError) else f"{path}: attribute missing or damaged: {error}"
         return State(damage=message)

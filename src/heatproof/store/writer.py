@@ -191,6 +191,8 @@ class RowWriter:
             if any(found.get(name) != value for name, value in wanted.items()):
                 return None
             whole = layout.read_layout(self.path)
+        except layout.InUseError:
+            raise
         except (FileNotFoundError, MapError):
             return None
         columns = {name: (stored.dtype, stored.shape) for name, stored in whole.columns.items()}

@@ -8,7 +8,7 @@ from torch import nn
 
 from heatproof import artefacts
 from heatproof.errors import ModelError
-from heatproof.models.loading import State, read_plain
+from heatproof.models.weights import State, read_plain
 
 
 def save_tensors(path: Path, state: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from heatproof import plugins, runtime, seeding
 from heatproof.errors import DivergedError, PluginError
-from heatproof.models.loading import State
+from heatproof.models.weights import State
 from heatproof.training.augmentation import Augmentation
 from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
 from heatproof.training.examples import Examples

@@ -46,7 +46,7 @@ from heatproof import runtime, seeding
 from heatproof.errors import DivergedError, InputError
 from heatproof.models.diffmask import Explainer, Masking, Pass
 from heatproof.models.hooks import frozen_eval
-from heatproof.models.loading import State
+from heatproof.models.weights import State
 from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
 from heatproof.training.classifier import Normalize
 from heatproof.training.examples import Examples

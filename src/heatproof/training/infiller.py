@@ -16,7 +16,7 @@ from torch import Tensor
 from heatproof import runtime, seeding
 from heatproof.errors import DivergedError
 from heatproof.models.inpainting import GatedUNet
-from heatproof.models.loading import State
+from heatproof.models.weights import State
 from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
 from heatproof.training.examples import Batch, Examples
 from heatproof.training.holes import holes

@@ -33,8 +33,8 @@ from heatproof import plugins, runtime, seeding
 from heatproof.errors import DivergedError, InputError
 from heatproof.models import Normalization
 from heatproof.models.hooks import frozen_eval
-from heatproof.models.loading import State
 from heatproof.models.masker import Masker, tapped
+from heatproof.models.weights import State
 from heatproof.removal import Generating
 from heatproof.training.augmentation import Augmentation
 from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
