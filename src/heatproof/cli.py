@@ -429,6 +429,12 @@ their options are listed behind --method NAME --help.
     tool.add_argument("--mean", type=_numbers, metavar="R,G,B", help="of the model's normalisation, if not known")
     tool.add_argument("--std", type=_numbers, metavar="R,G,B", help="likewise")
     tool.add_argument(
+        "--model-output",
+        choices=("softmax", "sigmoid", "probabilities"),
+        help="what the model gives: logits of classes, logits of labels that can be true together, or probabilities; "
+        "default: logits of classes",
+    )
+    tool.add_argument(
         "--channel-reduction",
         default="signed_max",
         help="how a map with channels becomes one: signed_max, abs_max, sum, abs_sum, l2 or mean",
@@ -486,6 +492,7 @@ def _explain(asked: argparse.Namespace) -> None:
         classes=asked.classes,
         size=asked.size,
         normalization=None if asked.mean is None else Normalization(asked.mean, asked.std),
+        output=asked.model_output,
     )
     for line in explain.run(request):
         print(line)  # noqa: T201

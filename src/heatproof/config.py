@@ -130,6 +130,10 @@ class Model(Section):
     constructor_args: Options = Field(default_factory=dict)
     pretrained_weights: str | None = Field(None, description="file of weights (torch.save or safetensors), or DEFAULT")
     transformer: str | None = Field(None, description="dotted path called with (model, num_classes)")
+    output: Literal["softmax", "sigmoid", "probabilities"] = Field(
+        "softmax",
+        description="what it gives: logits of classes that exclude one another, logits of labels that can be true together, or probabilities; one output is always the logit of class 1 of two",
+    )
     class_names: Path | None = Field(
         None, description="text file with the name of each class, one a line, where they are not the data set's"
     )

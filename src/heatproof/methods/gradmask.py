@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from heatproof.errors import InputError, ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.cam import INTERPOLATIONS, to_image_size
 from heatproof.models.attention import Block, architecture_of, attention
+from heatproof.models.probabilities import kind_of, probabilities
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in rows or models.attention
 
@@ -111,8 +111,7 @@ class GradMask:
             grid = record.grid
         sums = torch.cat([torch.stack(kind, dim=1).flatten(1, 2) for kind in zip(*gradients, strict=True)], dim=1)
         kept = sums >= sums.mean(dim=2, keepdim=True)
-        probabilities = rows.chosen(_probabilities(logits.detach()), targets)
-        return kept.unflatten(2, grid), probabilities
+        return kept.unflatten(2, grid), rows.chosen(self._probabilities(logits.detach()), targets)
 
     def _of_block(self, block: Block, prefix: int) -> list[Tensor]:
         """For queries, keys and values, the clipped sums (N, M, h * w) of the gradients over groups of channels."""
@@ -133,11 +132,11 @@ class GradMask:
         """The target's probability (R,) for images[which] (R,) of which the patches `kept` (R, h, w) are left."""
         enlarged = to_image_size(kept.to(torch.float32), images, "nearest").to(images.dtype)
         logits = rows.logits_of(self.model, images[which] * enlarged[:, None])
-        return rows.chosen(_probabilities(logits), targets[which])
+        return rows.chosen(self._probabilities(logits), targets[which])
 
-
-def _probabilities(logits: Tensor) -> Tensor:
-    return functional.softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return probabilities(exact, kind_of(self.model))
 
 
 def _distinct(kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from heatproof.methods import rows
 from heatproof.methods.folding import quickened
 from heatproof.models.hooks import frozen_eval
+from heatproof.models.probabilities import kind_of, probabilities
 
 
 def scores_of_variants(
@@ -29,7 +30,7 @@ def scores_of_variants(
         samples: S.
         make: as in `rows.streamed`.
         rows_per_forward: as in `rows.rows_of`.
-        output: the logit, or the softmax probability.
+        output: the logit, or the probability.
     """
     images = images.detach()
     scores = images.new_empty((len(images), samples))
@@ -38,7 +39,8 @@ def scores_of_variants(
         size = rows.rows_of(images, rows_per_forward)
         for batch, batch_targets, pieces in rows.streamed(images, targets, samples, size, make):
             logits = rows.logits_of(model, batch)
-            values = rows.chosen(logits.softmax(dim=1) if output == "probability" else logits, batch_targets)
+            wanted = probabilities(logits, kind_of(model)) if output == "probability" else logits
+            values = rows.chosen(wanted, batch_targets)
             for piece in pieces:
                 scores[piece.images, piece.sample] = values[piece.rows]
     return scores

@@ -33,6 +33,7 @@ from torch.nn import functional
 
 from heatproof.errors import InputError, ModelError
 from heatproof.models.hooks import frozen_eval
+from heatproof.models.outputs import outputs_of
 from heatproof.models.targets import Retargeted
 
 Pooled = Literal["class", "patches", "all"]
@@ -375,6 +376,14 @@ def architecture_of(model: nn.Module) -> Architecture:
     if isinstance(model, Retargeted):
         inside = architecture_of(model.model)
         return replace(inside, head=lambda tokens: model.of_outputs(inside.head(tokens)))
+    reading = outputs_of(model)
+    if reading is not None and reading.changes:
+        inside = _architecture_of(model)
+        return replace(inside, head=lambda tokens: reading.logits(inside.head(tokens)))
+    return _architecture_of(model)
+
+
+def _architecture_of(model: nn.Module) -> Architecture:
     for module in model.modules():
         kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
         for known, read in _FAMILIES.items():

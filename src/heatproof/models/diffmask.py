@@ -57,6 +57,7 @@ class Masking(Protocol):
     """How the patches of a classifier's images are read and replaced."""
 
     form: Form
+    model: nn.Module
 
     def intact(self, images: Tensor) -> Pass:
         """Runs the classifier on `images` (B, C, H, W), without gradients."""

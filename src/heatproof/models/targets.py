@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from heatproof.errors import InputError, ModelError
+from heatproof.models.outputs import own_outputs
 
 Scalar = Callable[[Tensor], Tensor]
 """From outputs (N, K) to one score for each image, (N,), or to two logits, (N, 2): the score and what it competes with."""
@@ -122,11 +123,13 @@ class Retargeted(nn.Module):
 def network_and_scalar(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """What is inside a `Retargeted` and what makes logits of its outputs; any other model, and outputs as they are.
 
-    For methods with rules of their own for what a network calls: the scalar is the question and follows the ordinary ones.
+    For methods with rules of their own for what a network calls: the scalar is the question and follows the ordinary ones,
+    and so does the way from a network's outputs to its logits.
     """
-    if isinstance(model, Retargeted):
-        return model.model, model.of_outputs
-    return model, lambda outputs: outputs
+    if not isinstance(model, Retargeted):
+        return own_outputs(model)
+    network, logits = own_outputs(model.model)
+    return network, lambda outputs: model.of_outputs(logits(outputs))
 
 
 def _against_nothing(scores: Tensor) -> Tensor:

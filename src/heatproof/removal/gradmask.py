@@ -18,6 +18,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from heatproof import checks
 from heatproof.errors import InputError, nearest
+from heatproof.models.probabilities import kind_of, probabilities
 from heatproof.removal.orders import removed
 
 
@@ -84,6 +85,6 @@ def gradmask_scores(
             for percentage in percentages:
                 top = removed(ranks, percentage / 100)[:, None]
                 shown = torch.where(top == inserts, images, BASELINES[baseline](images))
-                scores.append(model(shown).softmax(dim=1).gather(1, targets[:, None]))
+                scores.append(probabilities(model(shown), kind_of(model)).gather(1, targets[:, None]))
             curves.append(torch.cat(scores, dim=1).double().cpu().numpy())
     return GradmaskScores(*curves)

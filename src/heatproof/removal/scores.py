@@ -16,6 +16,7 @@ from torch import Tensor
 
 from heatproof import checks
 from heatproof.errors import InputError, nearest
+from heatproof.models.probabilities import Kind, kind_of, margins, probabilities
 from heatproof.removal.fills import ByRemoval, Fill, Replacing
 from heatproof.removal.orders import First, count, rank_tensor
 from heatproof.removal.pixels import as_float
@@ -31,8 +32,9 @@ class DegradedScores:
         firsts: the ends, in the order of the second axis.
         fractions: (S,) removed fractions, the order of the last axis; the first is 0, the untouched image.
         logit: (N, len(firsts), S) float64.
-        probability: the same shape; softmax over the classes, in [0, 1].
-        logit_margin: the same shape; logit of the target minus the best other logit: above 0 where the target wins.
+        probability: the same shape; of the target, in [0, 1]; see `models.probabilities`.
+        logit_margin: the same shape; logit of the target minus the best other logit: above 0 where the target wins. Of
+            labels that can be true together, the logit.
         prediction: the same shape, int64; the class of the highest logit.
     """
 
@@ -91,7 +93,9 @@ def degraded_scores(
             degrade = _degrader(as_float(pixels[block]), normalize, chosen, positions[block])
             block_ranks = _comparable(ranks[block], pixels.device)
             rows = [
-                _target_scores(model(degrade(_removed(block_ranks, part), start)), classes[block], len(part), span)
+                _target_scores(
+                    model(degrade(_removed(block_ranks, part), start)), classes[block], len(part), span, kind_of(model)
+                )
                 for start, part in _parts(kept, rows_per_forward)
             ]
             scores.append(torch.cat(rows, dim=2))
@@ -104,7 +108,7 @@ class SubsetScores:
 
     Attributes:
         logit: (N, 1 + R) float64; the first is the untouched image.
-        probability: the same shape; softmax over the classes, in [0, 1].
+        probability: the same shape; of the target, in [0, 1]; see `models.probabilities`.
         logit_margin: the same shape; logit of the target minus the best other logit.
         prediction: the same shape, int64; the class of the highest logit.
     """
@@ -159,7 +163,7 @@ def subset_scores(
             nothing = given.new_zeros((len(given), 1, *given.shape[2:]))
             removed = torch.cat((nothing, given), dim=1)
             rows = [
-                _target_scores(model(degrade(part, 0)), classes[block], part.shape[1], span)
+                _target_scores(model(degrade(part, 0)), classes[block], part.shape[1], span, kind_of(model))
                 for part in removed.split(rows_per_forward, dim=1)
             ]
             scores.append(torch.cat(rows, dim=2))
@@ -275,7 +279,7 @@ def _degrader(
     return fill_each
 
 
-def _target_scores(logits: Tensor, classes: Tensor, rows: int, span: tuple[int, int]) -> Tensor:
+def _target_scores(logits: Tensor, classes: Tensor, rows: int, span: tuple[int, int], kind: Kind) -> Tensor:
     """(4, images, rows): logit, probability, margin and prediction; `span` holds all classes asked about."""
     if logits.ndim != 2 or len(logits) != len(classes) * rows:
         raise InputError(
@@ -284,12 +288,11 @@ def _target_scores(logits: Tensor, classes: Tensor, rows: int, span: tuple[int, 
     if span[0] < 0 or span[1] >= logits.shape[1]:
         raise InputError(f"targets: from {span[0]} to {span[1]}; the model has {logits.shape[1]} classes")
     logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
-    targets = classes.repeat_interleave(rows)[:, None]
-    logit = logits.gather(1, targets)[:, 0]
-    probability = logits.softmax(dim=1).gather(1, targets)[:, 0]
-    best_other = logits.scatter(1, targets, float("-inf")).amax(dim=1)
+    targets = classes.repeat_interleave(rows)
+    logit = logits.gather(1, targets[:, None])[:, 0]
+    probability = probabilities(logits, kind).gather(1, targets[:, None])[:, 0]
     prediction = logits.argmax(dim=1).to(logits.dtype)
-    scores = torch.stack((logit, probability, logit - best_other, prediction))
+    scores = torch.stack((logit, probability, margins(logits, targets, kind), prediction))
     return scores.view(4, len(classes), rows)
 
 

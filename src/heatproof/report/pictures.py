@@ -5,8 +5,11 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from heatproof.models.probabilities import Kind, probabilities
 
 LARGEST_SIDE = 160
 """Pictures are scaled down to this many pixels a side; smaller ones stay as they are and the browser enlarges them."""
@@ -45,15 +48,14 @@ def _in_turn(labels: NDArray[np.int64], positions: NDArray[np.int64]) -> list[in
     return [position for _, _, position in sorted(turns)]
 
 
-def confidence(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The classifier's probability of its own prediction, from its outputs (N, K): (N,).
+def confidence(logits: NDArray[np.floating], kind: Kind = "softmax") -> NDArray[np.float64]:
+    """The classifier's probability of its own prediction, from its logits (N, K): (N,).
 
     >>> confidence(np.array([[0.0, 0.0]]))
     array([0.5])
     """
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    shares: NDArray[np.float64] = 1.0 / shifted.sum(axis=1)
-    return shares
+    found: NDArray[np.float64] = probabilities(torch.from_numpy(logits).double(), kind).amax(dim=1).numpy()
+    return found
 
 
 def photograph(pixels: NDArray[np.uint8]) -> str:

@@ -23,9 +23,10 @@ from heatproof.datasets import listed, pictures, trees
 from heatproof.errors import ConfigError, DataError, InputError, ModelError, PluginError, nearest
 from heatproof.methods import catalogue
 from heatproof.methods.explainer import PROVIDED, Explained, Explainer
-from heatproof.models import LoadedModel, Normalization, load
+from heatproof.models import LoadedModel, Normalization, load, outputs
 from heatproof.models.loading import classes_in
 from heatproof.models.preparation import Preparation, input_size, library_preparation, resized
+from heatproof.models.probabilities import kind_of, probabilities
 from heatproof.models.targets import AnyOf, Difference, Output, Retargeted
 from heatproof.models.weights import read_weights
 from heatproof.report.overlay import Colour, overlay, sheet
@@ -53,6 +54,7 @@ class Request:
         classes: text file with the name of each class, one a line.
         size: height and width to which pictures are scaled, in place of what the model's library does.
         normalization: where neither library nor weights know it.
+        output: what the model gives, as `model.output` of a configuration; None: as it was trained by train-cls, else softmax.
     """
 
     sources: Sequence[Path]
@@ -66,6 +68,7 @@ class Request:
     classes: Path | None = None
     size: tuple[int, int] | None = None
     normalization: Normalization | None = None
+    output: outputs.Output | None = None
 
 
 def methods_named(names: Sequence[str], options: Mapping[str, Any], channel_reduction: str) -> list[Explainer]:
@@ -120,10 +123,17 @@ def run(request: Request) -> Iterator[str]:
         pixels = torch.stack([subject.pixels(pictures.read_rgb(path, "picture")) for path in batch]).to(device)
         images = subject.loaded.normalization(pixels)
         threads.raise_for(subject.loaded.module, (images.shape[2], images.shape[3]))
+        if not bound:
+            outputs.read(
+                subject.loaded.module,
+                images,
+                name=request.model,
+                output=subject.output,
+                classes=len(subject.class_names) or None,
+                binary=len(subject.class_names) == 2,  # else its output is what is explained
+            )
         with torch.inference_mode():
             logits = subject.loaded.module(images)
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise ModelError(f"{request.model}: is no classifier: it does not give (N, K) logits")
         if not bound:
             if question is None and logits.shape[1] == 1:
                 question = Output(0)
@@ -162,6 +172,7 @@ class _Subject:
     loaded: LoadedModel
     pixels: Callable[[Image.Image], Tensor]
     class_names: tuple[str, ...]
+    output: outputs.Output
 
 
 def _subject(request: Request, device: torch.device) -> _Subject:
@@ -198,7 +209,7 @@ def _subject(request: Request, device: torch.device) -> _Subject:
     loaded.module.to(device).eval()
     if file is not None and not names and library is not None and len(library.class_names) == classes:
         names = library.class_names
-    return _Subject(loaded, _pixels(request, loaded, library), names)
+    return _Subject(loaded, _pixels(request, loaded, library), names, request.output or same.get("output", "softmax"))
 
 
 def _channels(request: Request, kept: Mapping[str, Any]) -> int:
@@ -328,8 +339,8 @@ def _told(path: Path, logits: Tensor, question: Question, subject: _Subject) -> 
     if isinstance(question, Output):
         yield f"  explained: the output, {float(logits[question.index]):.4g}"
         return
-    probabilities = logits.softmax(dim=0)
-    best = probabilities.topk(min(_TOP, len(probabilities)))
+    shares = probabilities(logits[None], kind_of(subject.loaded.module))[0]
+    best = shares.topk(min(_TOP, len(shares)))
     for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         yield f"  {100 * probability:5.1f} %  {_called(index, subject)}"
     between = " rather than " if isinstance(question, Difference) else " or "

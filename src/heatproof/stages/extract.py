@@ -24,6 +24,7 @@ from heatproof.datasets import Split
 from heatproof.errors import DataError, MapError, MissingInputError, ModelError
 from heatproof.methods.explainer import Explained, Explainer
 from heatproof.models import LoadedModel
+from heatproof.models.probabilities import kind_of
 from heatproof.stages import twins
 from heatproof.stages.run import Run, model_origin
 from heatproof.store.maps import MapDtype
@@ -87,7 +88,7 @@ class Extraction:
         self, method: Explainer, split: Split, rows: NDArray[np.int64] | None = None, source: Path | None = None
     ) -> dict[str, Any]:
         """What a method's maps of a split depend on; a twin's depend on the `source`, by default extract_cams' file."""
-        normalization = self.loaded.normalization
+        normalization, kind = self.loaded.normalization, kind_of(self.loaded.module)
         made_from = {}
         if twins.is_twin(method.path):
             folder = self.run.config.outdir / "extract_cams" / twins.source_of(method).name
@@ -99,6 +100,7 @@ class Extraction:
             | {
                 "weights": self.loaded.weights_sha256,
                 "normalization": normalization.plain,
+                **({} if kind == "softmax" else {"probabilities": kind}),
             },
             "method": {
                 "path": method.path,

@@ -23,6 +23,7 @@ from heatproof import artefacts, config, seeding, store
 from heatproof.errors import ConfigError, DataError, InputError, nearest
 from heatproof.metrics import boxes, masks, pixels, pointing, regions
 from heatproof.metrics.score import Pooled, Score, Scored
+from heatproof.models.probabilities import Kind, kind_of, log_probability_of_any
 from heatproof.removal.crops import enlarged
 from heatproof.removal.pixels import as_float
 from heatproof.stages.evaluate import Images, Subject, evaluate
@@ -164,7 +165,7 @@ class Localisation:
             "entropy": masks.soft_entropy(mask),
             "tv": masks.total_variation(mask),
             "reachable_overlap": boxes.reachable_overlap(truths, size),
-            **_whole_image(images.logits, truths, accepted, size),
+            **_whole_image(images.logits, truths, accepted, size, kind_of(subject.loaded.module)),
         }
 
     def _masks(self, images: Images) -> NDArray[np.float64]:
@@ -227,7 +228,8 @@ class Localisation:
                 crops = enlarged(subject.loaded.normalization(as_float(images.pixels[part])), drawn[part])
                 logits.append(subject.loaded.module(crops).cpu())
         content = torch.cat(logits).numpy()
-        return _log_probability(content, accepted), _among_best(content, accepted, 1)
+        kind = kind_of(subject.loaded.module)
+        return _log_probability(content, accepted, kind), _among_best(content, accepted, 1)
 
     def read(self, column: Callable[[str], NDArray[Any]]) -> Iterator[Scored | Pooled]:
         """The scores; those of thresholds that are chosen for the data, and of pooled pixels, belong to all images together."""
@@ -250,7 +252,11 @@ class Localisation:
 
 
 def _whole_image(
-    logits: NDArray[Any], truths: list[NDArray[np.int64]], accepted: NDArray[np.bool_], size: tuple[int, int]
+    logits: NDArray[Any],
+    truths: list[NDArray[np.int64]],
+    accepted: NDArray[np.bool_],
+    size: tuple[int, int],
+    kind: Kind,
 ) -> dict[str, NDArray[np.float64]]:
     """What a mask of ones, and the box around it, would score: it knows nothing of the image."""
     whole = np.tile(np.array([0, 0, size[1], size[0]]), (len(logits), 1))
@@ -258,7 +264,7 @@ def _whole_image(
     error = boxes.localisation_error(whole, truths)
     top1 = _among_best(logits, accepted, 1)
     sm1 = np.where(np.isnan(error), np.nan, boxes.log_area(whole, size))
-    sm2 = np.where(np.isnan(error), np.nan, _log_probability(logits, accepted))
+    sm2 = np.where(np.isnan(error), np.nan, _log_probability(logits, accepted, kind))
     return {
         "whole_box_overlap": boxes.best_overlap(whole, truths),
         "whole_le": error,
@@ -425,11 +431,9 @@ def _accepted(given: Mapping[str, list[int]] | None, class_names: tuple[str, ...
     return accepted
 
 
-def _log_probability(logits: NDArray[Any], accepted: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Logarithm of the summed probability of the right classes; NaN where no class is right."""
-    # The logarithm of a softmax that underflows would be minus infinity; the logarithm of its sums is not.
-    values = torch.from_numpy(logits).to(torch.float64).log_softmax(dim=1)
-    right = values.masked_fill(torch.from_numpy(~accepted), float("-inf")).logsumexp(dim=1)
+def _log_probability(logits: NDArray[Any], accepted: NDArray[np.bool_], kind: Kind) -> NDArray[np.float64]:
+    """Logarithm of the probability of any right class; NaN where no class is right."""
+    right = log_probability_of_any(torch.from_numpy(logits).to(torch.float64), torch.from_numpy(accepted), kind)
     return np.where(accepted.any(axis=1), right.numpy(), np.nan)
 
 

@@ -188,7 +188,7 @@ class Results:
         pixels = split.pixels(indices).numpy().transpose(0, 2, 3, 1)
         regions = split.regions(indices)
         maps = {name: reader.maps(reader.rows_of(indices)) for name, reader in readers.items()}
-        sure = confidence(first.logits[chosen])
+        sure = confidence(first.logits[chosen], first.origin.get("model", {}).get("probabilities", "softmax"))
         names = self._classifier_names
         comparable = names == self.class_names
         return [

@@ -15,7 +15,8 @@ from heatproof.config import Augmentation as AugmentationSection
 from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, Training
 from heatproof.datasets import Dataset, open_dataset, training_statistics
 from heatproof.errors import ConfigError, MissingInputError, ModelError
-from heatproof.models import LoadedModel, Normalization, load
+from heatproof.models import LoadedModel, Normalization, load, outputs
+from heatproof.models.targets import Retargeted
 from heatproof.training.augmentation import Augmentation
 from heatproof.training.classifier import Named, Recipe
 from heatproof.training.examples import Examples, Pixels, Removal
@@ -90,6 +91,7 @@ class Run:
             raise ModelError(f"{model.arch}: pretrained_weights is not set; name a file of weights, or DEFAULT")
         loaded = self._load(model)
         loaded.module.to(self.device).eval()
+        self._read_outputs(model, loaded)
         return loaded
 
     def _missing(self, model: Model, weights: Path) -> MissingInputError | ConfigError:
@@ -125,7 +127,29 @@ class Run:
         torch.manual_seed(seeding.derive(self.config.seed, *purpose, "weights"))
         loaded = self._load(model)
         loaded.module.to(self.device)
+        self._read_outputs(model, loaded)
         return loaded
+
+    def _read_outputs(self, model: Model, loaded: LoadedModel) -> None:
+        """Makes the classifier give logits (N, K), and compares K with the number of classes.
+
+        Raises:
+            ModelError: its outputs cannot be read, or are fewer than the data set's classes.
+        """
+        size, channels = self.dataset.size, self.dataset.channels
+        noise = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))
+        pixels = torch.cat((torch.full_like(noise, 0.5), noise)).to(self.device)
+        classes = len(self.dataset.class_names)
+        reading = outputs.read(
+            loaded.module, loaded.normalization(pixels), name=model.arch, output=model.output, classes=classes
+        )
+        # Classes with names of their own, and a scalar in place of the outputs, are not those of the data.
+        if reading.classes < classes and model.class_names is None and not isinstance(loaded.module, Retargeted):
+            what = "1 output, for 2 classes" if reading.is_pair else f"{reading.classes} outputs"
+            raise ModelError(
+                f"{model.arch}: gives {what}, and {self.config.data.dataset} has {classes} classes; take a classifier of these "
+                "classes, or name its own classes in model.class_names"
+            )
 
     def _load(self, model: Model) -> LoadedModel:
         section, weights = model.normalization, model.pretrained_weights
@@ -215,7 +239,9 @@ def training_origin(section: Training) -> dict[str, Any]:
 
 def model_origin(model: Model) -> dict[str, Any]:
     """Which network is built; the weights are named by their hash elsewhere."""
-    return model.model_dump(mode="json", include={"arch", "constructor_args", "transformer"})
+    origin = model.model_dump(mode="json", include={"arch", "constructor_args", "transformer"})
+    # What came later is named only where it is used: the same network has the same origin for good.
+    return origin if model.output == "softmax" else origin | {"output": model.output}
 
 
 def why_stale(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from heatproof import artefacts, config, runtime, seeding
 from heatproof.errors import MissingInputError
 from heatproof.models import LoadedModel, frozen_eval
 from heatproof.models.diffmask import Explainer, Masking, explainer_for, masking_of, read_explainer
+from heatproof.models.probabilities import divergences, kind_of
 from heatproof.models.weights import put_weights
 from heatproof.report.masks import mask_panels
 from heatproof.stages.run import Run, model_origin
@@ -161,7 +162,7 @@ def _masks(
     masks = keep[:, -passed.grid[0] * passed.grid[1] :].unflatten(1, passed.grid)
     panels = mask_panels(as_pictures(batch.pixels), masks.cpu().numpy())
     columns = (
-        masks.mean(dim=(1, 2)), diffmask.divergences(passed.logits, masked), batch.labels, masked.argmax(1),
+        masks.mean(dim=(1, 2)), divergences(passed.logits, masked, kind_of(masking.model)), batch.labels, masked.argmax(1),
         passed.logits.argmax(1),
     )  # fmt: skip
     rows = [

@@ -17,13 +17,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heatproof import plugins, runtime, seeding
-from heatproof.errors import DivergedError, PluginError
+from heatproof.errors import ConfigError, DivergedError, PluginError
+from heatproof.models.outputs import norms_single_values
+from heatproof.models.probabilities import Kind, kind_of, one_hot
 from heatproof.models.weights import State
 from heatproof.training.augmentation import Augmentation
 from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
-from heatproof.training.examples import Examples
+from heatproof.training.examples import Examples, in_batches
 
 RESULTS_VERSION = 1
+
+
+LABEL_LOSSES = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
+"""Losses of labels that can be true together, each with a logistic function of its own."""
+CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+"""Losses of classes that exclude one another."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +50,11 @@ class Recipe:
         optimizer: called with the parameters.
         scheduler: called with the optimizer, stepped after each epoch; None keeps the rate. One that must be told
             `total_steps`, and has no such option set, is told how many steps the training has.
-        loss: called as loss(logits, labels).
+        loss: called as loss(logits, labels); one of `LABEL_LOSSES` as loss(logits, targets), where the targets (N, K) are 1 at
+            the label and 0 elsewhere.
         epochs: passes over the training examples.
-        batch_size: examples in a step; the last step of an epoch may have fewer.
+        batch_size: examples in a step; the last step of an epoch may have fewer. A single one that is left over joins the step
+            before it where a batch norm of the network cannot be trained with one.
         augmentation: of the training examples; None for none.
         precision: "float32", or "bfloat16" for autocast of the forward pass.
         channels_last: memory layout of activations and weights.
@@ -144,10 +154,17 @@ def fit(
         describe: text of a progress bar on stderr; None shows none.
 
     Raises:
+        ConfigError: the loss does not fit the network's outputs, or batches of one image do not fit its batch norm.
         DivergedError: the loss is no longer finite.
         ModelError: the checkpoint is damaged.
     """
-    steps = math.ceil(int(train.valid.sum()) / recipe.batch_size)
+    count, pairs = int(train.valid.sum()), norms_single_values(module)
+    if pairs and min(count, recipe.batch_size) == 1:
+        what = "batch_size is 1" if recipe.batch_size == 1 else "there is one training image"
+        raise ConfigError(
+            f"training: {what}, and a batch norm of the network has one value of each channel for an image; it needs two images"
+        )
+    steps = len(in_batches(torch.arange(count), recipe.batch_size, pairs=pairs))
     run = _Run(module, normalize, recipe, seed, purpose, recipe.epochs * (steps if recipe.scheduler_per_batch else 1))
     first = run.resume(checkpoint, identity)
     saved_at = time.monotonic()
@@ -238,7 +255,7 @@ class _Run:
             if recipe.scheduler is None
             else _build(told_total_steps(recipe.scheduler, scheduler_steps), self.optimizer)
         )
-        self.loss: nn.Module = _build(recipe.loss)
+        self.loss = _loss(recipe.loss, kind_of(module))
         self.history: list[Epoch] = []
         self.best: State | None = None
         self.best_epoch, self.best_accuracy = 0, -1.0
@@ -273,7 +290,7 @@ class _Run:
         draws = None if augmentation is None else augmentation.draw(self.seed, purpose, len(train))
         totals = torch.zeros(2, dtype=torch.float64, device="cpu" if train.device.type == "mps" else train.device)
         self.module.train()
-        for batch in train.batches(order, self.recipe.batch_size):
+        for batch in train.batches(order, self.recipe.batch_size, pairs=norms_single_values(self.module)):
             images = self.normalize(batch.pixels if draws is None else draws.apply(batch.pixels, batch.indices))
             if draws is not None:
                 images = draws.disturb(images, batch.indices)
@@ -324,6 +341,31 @@ class _Run:
         self.history = [Epoch(**line) for line in state["history"]]
         self.best, self.best_epoch, self.best_accuracy = state["best"], state["best_epoch"], state["best_accuracy"]
         return len(self.history)
+
+
+def _loss(named: Named, kind: Kind) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of logits and labels.
+
+    Raises:
+        ConfigError: it is one of probabilities, or of another kind than the network's outputs.
+    """
+    target = plugins.resolve(named.name)
+    if target is nn.BCELoss:
+        raise ConfigError(f"loss: {named.name} takes probabilities; set loss: torch.nn.BCEWithLogitsLoss")
+    if kind == "softmax" and target in LABEL_LOSSES:
+        raise ConfigError(
+            f"loss: {named.name} is for labels that can be true together, but the network's outputs are read with a softmax; set "
+            "model.output: sigmoid in each section that names the network, or loss: torch.nn.CrossEntropyLoss"
+        )
+    if kind == "sigmoid" and target in CLASS_LOSSES:
+        raise ConfigError(
+            f"loss: {named.name} is for classes that share a softmax, but the network has one output, or model.output is sigmoid; "
+            "set loss: torch.nn.BCEWithLogitsLoss"
+        )
+    loss: Callable[[Tensor, Tensor], Tensor] = _build(named)
+    if target in LABEL_LOSSES:
+        return lambda logits, labels: loss(logits, one_hot(labels, logits))
+    return loss
 
 
 def _build(named: Named, *arguments: Any) -> Any:

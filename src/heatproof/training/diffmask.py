@@ -40,12 +40,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from heatproof import runtime, seeding
 from heatproof.errors import DivergedError, InputError
 from heatproof.models.diffmask import Explainer, Masking, Pass
 from heatproof.models.hooks import frozen_eval
+from heatproof.models.probabilities import divergences, kind_of
 from heatproof.models.weights import State
 from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
 from heatproof.training.classifier import Normalize
@@ -210,22 +210,12 @@ def objective(
     for number in range(1, gates):
         keep = keep * samples[:, :, number]
     masked = masking.masked(images, passed, keep, explainer.placeholder)
-    divergence = divergences(passed.logits, masked)
+    divergence = divergences(passed.logits, masked, kind_of(masking.model))
     log_kept = torch.where(takes_part, votes.log_probability_open(), 0.0).sum(dim=2)
     penalty = (log_kept if recipe.compat else log_kept.exp()).mean(dim=1)
     loss = (alphas[draws.depths] * (divergence - recipe.eps) + penalty).mean()
     agrees = masked.argmax(dim=1) == passed.logits.argmax(dim=1)
     return Objective(loss, divergence.detach(), penalty.detach(), log_kept.detach().exp().mean(dim=1), agrees, masked)
-
-
-def divergences(intact: Tensor, masked: Tensor) -> Tensor:
-    """KL divergence (B,) in nats of the softmax of `masked` (B, K) from that of `intact`.
-
-    >>> divergences(torch.zeros(1, 2), torch.tensor([[0.0, 2.0]]))
-    tensor([0.4338])
-    """
-    target, found = intact.log_softmax(dim=1), masked.log_softmax(dim=1)
-    return functional.kl_div(found, target, reduction="none", log_target=True).sum(dim=1)
 
 
 def fit(
@@ -314,7 +304,8 @@ def validate(
             masked = masking.masked(images, passed, mask, explainer.placeholder)
             agrees = masked.argmax(dim=1) == passed.logits.argmax(dim=1)
             kept = mask[:, -count:].mean(dim=1)
-            scores += [divergences(passed.logits, masked).sum(), agrees.sum(), kept.sum()]
+            divergence = divergences(passed.logits, masked, kind_of(masking.model))
+            scores += [divergence.sum(), agrees.sum(), kept.sum()]
         totals += torch.stack([score.double().cpu() for score in scores])
     names = [f"{kind}_{name}" for kind in ("soft", "hard") for name in ("divergence", "agreement", "kept")]
     return dict(zip(names, (totals / int(examples.valid.sum())).tolist(), strict=True))

@@ -79,6 +79,18 @@ class Degrade(Protocol):
         ...
 
 
+def in_batches(order: Tensor, batch_size: int, *, pairs: bool = False) -> list[Tensor]:
+    """The order (N,) in parts of `batch_size`; the last may be shorter. With `pairs`, a last part of one joins the one before.
+
+    >>> [len(part) for part in in_batches(torch.arange(5), 2)], [len(part) for part in in_batches(torch.arange(5), 2, pairs=True)]
+    ([2, 2, 1], [2, 3])
+    """
+    parts = list(order.split(batch_size))
+    if pairs and len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
 RanksOf = Callable[[Indices], NDArray[np.unsignedinteger]]
 
 
@@ -145,14 +157,16 @@ class Examples:
             return np.ones(len(self), dtype=np.bool_)
         return ~self.removal.invalid
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        """Examples in the given order (int64, on the CPU), `batch_size` at a time; the last batch may be smaller."""
+    def batches(self, order: Tensor, batch_size: int, *, pairs: bool = False) -> Iterator[Batch]:
+        """Examples in the given order (int64, on the CPU), `batch_size` at a time; the last batch may be smaller.
+
+        With `pairs`, as in `in_batches`.
+        """
         valid = self.valid
         if not valid.all():
             order = order[torch.from_numpy(valid)[order]]
-        for indices, raw, ranks in (
-            self._held_batches(order, batch_size) if self._held is not None else self._streamed(order, batch_size)
-        ):
+        parts = in_batches(order if self._held is None else order.to(self.device), batch_size, pairs=pairs)
+        for indices, raw, ranks in self._held_batches(parts) if self._held is not None else self._streamed(parts):
             pixels = raw.float().div_(255.0)
             if self.removal is not None and ranks is not None:
                 pixels = self.removal.degrade(pixels, ranks, indices)
@@ -162,14 +176,14 @@ class Examples:
         """The first `count` examples, or as many as there are."""
         return next(self.batches(torch.arange(min(count, len(self))), count))
 
-    def _held_batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def _held_batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         assert self._held is not None
-        for chunk in order.to(self.device).split(batch_size):
+        for chunk in parts:
             yield chunk, self._held[chunk], None if self._ranks is None else self._ranks[chunk]
 
-    def _streamed(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def _streamed(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         ranks = None if self.removal is None else self.removal.ranks
-        chunks = [chunk.numpy() for chunk in order.split(batch_size)]
+        chunks = [part.numpy() for part in parts]
         loader = DataLoader(
             _Chunks(self.split, ranks, chunks),
             batch_size=None,

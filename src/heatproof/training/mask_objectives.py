@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from heatproof.errors import InputError
+from heatproof.models.probabilities import Kind, cross_entropy, entropy, probabilities
 
 Side = Literal["in", "out"]
 Objective = Literal["classification", "entropy"]
@@ -105,6 +106,7 @@ def term_loss(
     labels: Tensor,
     clean_right: Tensor,
     areas: Tensor | None = None,
+    kind: Kind = "softmax",
 ) -> TermLoss:
     """A term of the loss.
 
@@ -116,16 +118,24 @@ def term_loss(
         labels: (N,).
         clean_right: (N,) True where the clean image is classified right.
         areas: (N,) wanted share of the image; None where none is wanted.
+        kind: how the logits become probabilities.
+
+    Raises:
+        InputError: a prior over classes, and labels that can be true together.
     """
     clean = clean_right.to(logits.dtype)
     if term.prior is None:
         reached = goal(side, logits.argmax(dim=1) == labels, clean_right)
-        value = objective(term.objective, term.direction, logits, labels, clean)
+        value = objective(term.objective, term.direction, logits, labels, clean, kind)
         size = -term.lambda_r * functional.relu(reached - _distance(masks, areas, term.area_distance))
         return TermLoss(value, size, smoothness(masks, term.lambda_tv), reached)
+    if kind != "softmax":
+        raise InputError(
+            "prior: is one over classes that exclude one another, and the classifier's can be true together"
+        )
     prior = term.prior
     pi, weights = _prior(prior, logits)
-    compared = logits.detach().softmax(dim=1)
+    compared = probabilities(logits.detach())
     compared = compared - pi if prior.compare == "subtract" else compared / pi
     reached = goal(side, compared.argmax(dim=1) == labels, clean_right)
     distance = _distance(masks, areas, term.area_distance)
@@ -141,24 +151,20 @@ def term_loss(
     return TermLoss(value, size, masks.new_zeros(()), reached)
 
 
-def objective(kind: Objective, direction: Direction, logits: Tensor, labels: Tensor, clean: Tensor) -> Tensor:
+def objective(
+    wanted: Objective, direction: Direction, logits: Tensor, labels: Tensor, clean: Tensor, kind: Kind = "softmax"
+) -> Tensor:
     """What falls as the term's aim is met.
 
     >>> logits = torch.zeros(1, 2)
     >>> objective("entropy", "maximize", logits, torch.tensor([0]), torch.ones(1))
     tensor([-0.6931])
     """
-    if kind == "classification":
-        loss = functional.cross_entropy(logits, labels, reduction="none")
+    if wanted == "classification":
+        loss = cross_entropy(logits, labels, kind, "none")
         return loss if direction == "maximize" else -loss
-    certainty = clean * -entropy(logits)
+    certainty = clean * -entropy(logits, kind)
     return certainty if direction == "maximize" else -certainty
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the softmax, in nats."""
-    logarithms = logits.log_softmax(dim=1)
-    return -(logarithms.exp() * logarithms).sum(dim=1)
 
 
 def divergence(kl: Literal["forward", "backward"], logits: Tensor, prior: Tensor) -> Tensor:

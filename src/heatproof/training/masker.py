@@ -27,13 +27,14 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from heatproof import plugins, runtime, seeding
 from heatproof.errors import DivergedError, InputError
 from heatproof.models import Normalization
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.masker import Masker, tapped
+from heatproof.models.outputs import norms_single_values
+from heatproof.models.probabilities import Kind, cross_entropy, kind_of
 from heatproof.models.weights import State
 from heatproof.removal import Generating
 from heatproof.training.augmentation import Augmentation
@@ -215,6 +216,7 @@ class Training:
         self.classifier, self.masker, self.recipe = classifier, masker, recipe
         self.normalization = normalization
         self.layouts = masker.form.layouts_in(classifier)
+        self.kind = kind_of(classifier)
         self.of_masker = torch.optim.Adam(masker.parameters(), lr=recipe.masker_rate, weight_decay=recipe.weight_decay)
         self.of_classifier: torch.optim.SGD | None = None
         self.zoo: list[State] = []
@@ -256,7 +258,7 @@ class Training:
             DivergedError: the loss or the gradient is not finite; nothing was changed by this step's masks.
         """
         logits, activations = self._clean(images)
-        clean_loss = functional.cross_entropy(logits, labels)
+        clean_loss = cross_entropy(logits, labels, self.kind)
         if self.of_classifier is not None:
             self._move(self.of_classifier, clean_loss)
             self._keep(draws.slot)
@@ -293,7 +295,7 @@ class Training:
         finally:
             for module, mode in modes:
                 module.training = mode
-        return found.means | {"classifier_loss": functional.cross_entropy(logits, labels)}
+        return found.means | {"classifier_loss": cross_entropy(logits, labels, self.kind)}
 
     def _clean(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         learns = self.of_classifier is not None and torch.is_grad_enabled()
@@ -315,8 +317,8 @@ class Training:
         right = clean.argmax(dim=1) == labels
         losses, logits = {}, self._judged(judge, images, masks, draws.indices)
         for side, term in self.recipe.terms.items():
-            losses[side] = term_loss(term, side, masks, logits[side], labels, right, draws.areas)
-        return _Losses(self.recipe.terms, losses, logits, labels, masks, right)
+            losses[side] = term_loss(term, side, masks, logits[side], labels, right, draws.areas, self.kind)
+        return _Losses(self.recipe.terms, losses, logits, labels, masks, right, self.kind)
 
     def _judged(
         self, judge: nn.Module, images: Tensor, masks: Tensor, indices: Tensor | None = None
@@ -417,6 +419,7 @@ class _Losses:
     labels: Tensor
     masks: Tensor
     right: Tensor
+    kind: Kind
 
     @property
     def total(self) -> Tensor:
@@ -426,8 +429,10 @@ class _Losses:
     @property
     def classifier(self) -> Tensor:
         """What the classifier learns from masked images: their cross-entropy."""
-        parts = [t.weight * functional.cross_entropy(self.logits[side], self.labels) for side, t in self.terms.items()]
-        return torch.stack(parts).sum()
+        terms = self.terms.items()
+        return torch.stack(
+            [t.weight * cross_entropy(self.logits[side], self.labels, self.kind) for side, t in terms]
+        ).sum()
 
     @property
     def means(self) -> dict[str, Tensor]:
@@ -440,7 +445,7 @@ class _Losses:
         for side, loss in self.losses.items():
             logits = self.logits[side].detach()
             found |= {
-                f"{side}_classifier_loss": functional.cross_entropy(logits, self.labels),
+                f"{side}_classifier_loss": cross_entropy(logits, self.labels, self.kind),
                 f"{side}_accuracy": (logits.argmax(dim=1) == self.labels).float().mean(),
                 f"{side}_reached": loss.reached.mean(),
                 f"{side}_size": loss.size.detach().mean(),
@@ -457,6 +462,11 @@ class _Run:
         self.training, self.normalize, self.train, self.seed, self.purpose = training, normalize, train, seed, purpose
         self.history: list[Line] = []
         recipe = training.recipe
+        if recipe.form == "ca" and recipe.batch_size == 1 and norms_single_values(training.classifier):
+            raise InputError(
+                "train_masker: batch_size is 1, and a batch norm of the classifier has one value of each channel for an image; "
+                "it needs two images"
+            )
         self.steps = round(recipe.share * len(train)) // recipe.batch_size  # what does not fill a batch is left out
         if self.steps == 0:
             raise InputError(
