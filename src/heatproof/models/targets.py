@@ -100,6 +100,11 @@ class Retargeted(nn.Module):
         self.model = model
         self.scalar = scalar
 
+    @property
+    def network(self) -> nn.Module:
+        """The innermost model."""
+        return self.model.network if isinstance(self.model, Retargeted) else self.model
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, 2)."""
         return self.of_outputs(self.model(images))

@@ -285,6 +285,11 @@ def _log_accuracy(run: Run, path: Path, rows: NDArray[np.int64]) -> None:
         chosen = np.isin(reader.index, rows)
         right = int((reader.predictions[chosen] == reader.labels[chosen]).sum())
         logger.info("the classifier is right on %d of %d images", right, len(rows))
+    elif reader is not None:
+        logger.info(
+            "the classifier has %d classes of its own, the data set %d: no label says whether it is right",
+            reader.classes, len(run.dataset.class_names),
+        )  # fmt: skip
 
 
 def _score(
@@ -306,6 +311,8 @@ def _score(
         "seed": run.config.seed,
         **test.origin(),
         **infills,
+        # Named only where it is so: scores that do not compare labels with outputs have the same origin for good.
+        **({} if subject.plan.labels_are_outputs else {"labels_are_outputs": False}),
     }
     if is_complete(path, origin) or run.dry_run:
         return origin

@@ -31,6 +31,7 @@ def run(run: Run) -> None:
     section = run.config.evaluate_cls or config.EvaluateCls()
     model = section.model or _trained_here(run)
     loaded = run.trained(model)
+    run.require_labels(model, loaded, "evaluate_cls", "take a classifier of these classes")
     folder = run.config.outdir / "evaluate_cls"
     origin = {
         "data": {name: run.dataset.split(name).fingerprint for name in section.splits},

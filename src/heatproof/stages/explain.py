@@ -285,6 +285,10 @@ def _check_classes(question: Question | None, classes: int, subject: _Subject) -
     for target in _classes_of(question):
         if not 0 <= target < classes:
             raise InputError(f"--target {target}: the model has {classes} classes (0 to {classes - 1})")
+    if isinstance(question, AnyOf | Difference) and kind_of(subject.loaded.module) == "sigmoid":
+        raise InputError(
+            "--target: the model's classes do not share a softmax, so each is explained alone; name one class"
+        )
     if isinstance(question, Difference) and question.first == question.second:
         raise InputError(f"--target: the difference of class {question.first} and itself is 0; name two classes")
     if isinstance(question, AnyOf) and len(set(question.classes)) == classes:

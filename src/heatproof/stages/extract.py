@@ -71,6 +71,8 @@ class Extraction:
             if is_called(method):
                 method.check()
         loaded = run.trained(section.model)
+        if section.target == "label":
+            run.require_labels(section.model, loaded, "target: label", "set target: predicted")
         consolidate: Consolidate = section.consolidate if isinstance(section, config.ExtractCams) else "auto"
         return cls(
             run,
@@ -118,6 +120,11 @@ class Extraction:
     def only(self, methods: Sequence[Explainer]) -> "Extraction":
         """The same for some of the methods."""
         return dataclasses.replace(self, methods=methods)
+
+    @functools.cached_property
+    def labels_are_outputs(self) -> bool:
+        """Whether class k of the data set is output k of the classifier."""
+        return self.run.labels_are_outputs(self.model, self.loaded)
 
     @functools.cached_property
     def class_count(self) -> int:

@@ -135,6 +135,9 @@ class Localisation:
         """Compares the maps with regions and boxes, and shows the classifier what each map's box holds."""
         if images.regions is None or images.boxes is None:
             raise DataError(_unknown(subject.run))
+        if self.settings.accepted_classes is None:
+            way_out = "set localise.accepted_classes to the outputs of each class"
+            subject.run.require_labels(subject.plan.model, subject.loaded, "localise", way_out)
         size = (images.maps.shape[1], images.maps.shape[2])
         truths = boxes.seen_truths(images.boxes, size)
         mask = self._masks(images)

@@ -76,7 +76,9 @@ class RoadTest:
         scores = subject.degraded(
             images, images.ranks, self.fractions, removal.FIRSTS, subject.fill(settings.fill), settings.rows_per_forward
         )
-        return {"probability": scores.probability, "predicted": scores.prediction}
+        found = {"probability": scores.probability, "predicted": scores.prediction}
+        # Of other classes than the classifier's, a label cannot be compared with what is predicted.
+        return found if subject.plan.labels_are_outputs else found | {"label": np.full(len(images), -1)}
 
     def read(self, column: Callable[[str], NDArray[Any]]) -> Iterator[Scored | Curve]:
         """The gap of the orders, areas, and answers at each fraction."""
@@ -110,7 +112,8 @@ class _Kept:
         # Classes have no NaN to say that a map was invalid; the probabilities beside them do.
         undefined = np.isnan(probability)
         right, same = (road.accuracy(predicted, column(name)) for name in ("label", "prediction"))
-        return cls(probability, np.where(undefined, np.nan, right), np.where(undefined, np.nan, same))
+        undefined_label = undefined | (column("label") < 0)[:, None, None]
+        return cls(probability, np.where(undefined_label, np.nan, right), np.where(undefined, np.nan, same))
 
 
 def test(settings: config.Config) -> RoadTest:

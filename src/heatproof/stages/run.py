@@ -89,6 +89,12 @@ class Run:
         weights = model.pretrained_weights
         if weights is None:
             raise ModelError(f"{model.arch}: pretrained_weights is not set; name a file of weights, or DEFAULT")
+        trained = _of_training(model).get("origin", {}).get("model", {})
+        if trained and trained.get("arch") == model.arch and trained.get("output", "softmax") != model.output:
+            raise ModelError(
+                f"{weights}: was trained with model.output: {trained.get('output', 'softmax')}, and the section that reads it says "
+                f"{model.output}; set both to the same"
+            )
         loaded = self._load(model)
         loaded.module.to(self.device).eval()
         self._read_outputs(model, loaded)
@@ -112,15 +118,34 @@ class Run:
         if path is None:
             names = tuple(self.dataset.class_names)
             return names if len(names) == classes else tuple(map(str, range(classes)))
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: class_names cannot be read: {error}") from error
-        # ImageNet's lists put the WordNet id first and synonyms behind commas.
-        names = tuple(re.sub(r"^n\d{8}\s+", "", line).split(",")[0].strip() for line in lines if line.strip())
-        if len(names) != classes:
-            raise ConfigError(f"{path}: {len(names)} class names; the classifier has {classes} classes")
-        return names
+        return _names_in(path, classes)
+
+    def labels_are_outputs(self, model: Model, loaded: LoadedModel) -> bool:
+        """Whether class k of the data set is output k of a classifier that its section names.
+
+        It is where names or numbers of classes are the same, and where the classifier was trained on these classes by train-cls.
+        """
+        names, reading = tuple(self.dataset.class_names), outputs.outputs_of(loaded.module)
+        if reading is None or isinstance(loaded.module, Retargeted):
+            return False
+        if model.class_names is not None:
+            return _names_in(model.class_names, reading.classes) == names
+        if reading.classes == len(names):
+            return True
+        return reading.classes > len(names) and _of_training(model).get("class_names") == list(names)
+
+    def require_labels(self, model: Model, loaded: LoadedModel, where: str, way_out: str) -> None:
+        """Checks that class k of the data set is output k of the classifier.
+
+        Raises:
+            ModelError: it need not be; the line begins with `where` and ends with `way_out`.
+        """
+        if not self.labels_are_outputs(model, loaded):
+            reading = outputs.outputs_of(loaded.module)
+            raise ModelError(
+                f"{where}: {model.arch} has {0 if reading is None else reading.classes} outputs, and {self.config.data.dataset} has "
+                f"{len(self.dataset.class_names)} classes, so that a label does not say which output is right; {way_out}"
+            )
 
     def fresh(self, model: Model, *purpose: str | int) -> LoadedModel:
         """A classifier with initial weights drawn for one purpose from the root seed, on the device."""
@@ -140,16 +165,29 @@ class Run:
         noise = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))
         pixels = torch.cat((torch.full_like(noise, 0.5), noise)).to(self.device)
         classes = len(self.dataset.class_names)
-        reading = outputs.read(
-            loaded.module, loaded.normalization(pixels), name=model.arch, output=model.output, classes=classes
-        )
-        # Classes with names of their own, and a scalar in place of the outputs, are not those of the data.
-        if reading.classes < classes and model.class_names is None and not isinstance(loaded.module, Retargeted):
+        images = self._normalized(model, loaded, pixels)
+        if isinstance(loaded.module, Retargeted):  # a scalar of the outputs in place of the classes
+            outputs.read(loaded.module.network, images, name=model.arch, output=model.output, binary=False)
+            outputs.read(loaded.module, images, name=model.arch)
+            return
+        reading = outputs.read(loaded.module, images, name=model.arch, output=model.output, classes=classes)
+        if reading.classes < classes and model.class_names is None:
             what = "1 output, for 2 classes" if reading.is_pair else f"{reading.classes} outputs"
             raise ModelError(
                 f"{model.arch}: gives {what}, and {self.config.data.dataset} has {classes} classes; take a classifier of these "
                 "classes, or name its own classes in model.class_names"
             )
+
+    def _normalized(self, model: Model, loaded: LoadedModel, pixels: torch.Tensor) -> torch.Tensor:
+        channels, expected = self.dataset.channels, len(loaded.normalization.mean)
+        if channels != expected:
+            colour = "grey" if channels == 1 else "coloured"
+            raise ModelError(
+                f"{model.arch}: the pictures of {self.config.data.dataset} are {colour} ({channels} channels), and its normalisation is "
+                f"for {expected}; set model.normalization to {channels} means and stds, and build the network for {channels} channels "
+                "with constructor_args, or with a model.transformer that changes the number of channels"
+            )
+        return loaded.normalization(pixels)
 
     def _load(self, model: Model) -> LoadedModel:
         section, weights = model.normalization, model.pretrained_weights
@@ -184,6 +222,25 @@ class Run:
         )
         recipe.check()
         return recipe
+
+
+def _of_training(model: Model) -> dict[str, Any]:
+    """What train-cls left beside the weights that a section names; empty where it did not make them."""
+    weights = model.pretrained_weights
+    kept = artefacts.read_json(Path(weights).with_suffix(".json")) if weights else None
+    return kept if isinstance(kept, dict) else {}
+
+
+def _names_in(path: Path, classes: int) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: class_names cannot be read: {error}") from error
+    # ImageNet's lists put the WordNet id first and synonyms behind commas.
+    names = tuple(re.sub(r"^n\d{8}\s+", "", line).split(",")[0].strip() for line in lines if line.strip())
+    if len(names) != classes:
+        raise ConfigError(f"{path}: {len(names)} class names; the classifier has {classes} classes")
+    return names
 
 
 def augmentation(asked: AugmentationSection, fill: Callable[[], tuple[float, ...]]) -> Augmentation | None:

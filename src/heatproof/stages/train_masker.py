@@ -90,6 +90,7 @@ def _form(run: Run, section: config.TrainMasker, loaded: LoadedModel) -> MaskerF
                 f"train_masker: label {largest} ({run.dataset.class_names[largest]}) is no class of the classifier, which has {count}; "
                 "mend model, or set train_masker.target: predicted to explain the classifier's own answers"
             )
+        run.require_labels(section.model, loaded, "train_masker", "set train_masker.target: predicted")
     for name in section.layouts:
         if name not in section.taps:
             raise ConfigError(f"train_masker.layouts: {name!r} is none of taps{nearest(name, section.taps)}")
