@@ -72,7 +72,12 @@ def test_one_output_is_explained_as_two_classes_with_the_logits_0_and_z(make, ne
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
-@over({name: LOOK_AT_THE_MODEL[name] for name in ("InputXGradient", "IntegratedGradients", "DeepLift", "Lrp", "Occlusion")})
+@over(
+    {
+        name: LOOK_AT_THE_MODEL[name]
+        for name in ("InputXGradient", "IntegratedGradients", "DeepLift", "Lrp", "Occlusion")
+    }
+)
 def test_the_other_class_of_one_output_has_the_opposite_logit(make):
     _, one = with_one_output(small_resnet(), last_linear(small_resnet()))
     outputs.read(one, some_images()[:2], name="one")
