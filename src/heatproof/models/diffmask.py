@@ -112,7 +112,7 @@ class TokenMasking:
         """Runs the classifier: states 0 (embeddings without positions), 1 to L (before each block), L + 1 (behind the last)."""
         with torch.no_grad(), hidden_states(self.architecture) as states:
             logits = self.model(images)
-        patches, *tokens = states
+        patches, *tokens = (state.to(images.dtype) for state in states)
         grid = patches.shape[2], patches.shape[3]
         count = grid[0] * grid[1]
         if tokens[0].shape[1] < count:
@@ -163,7 +163,8 @@ class PixelMasking:
             outputs = {name: stack.enter_context(recorded(self.model, name)) for name in self._stages[size]}
             logits = self.model(images.clone())  # the first layer may work in place
         stages = [layout(recorded_output(name, outputs[name])) for name, layout in self._stages[size].items()]
-        states = [functional.adaptive_avg_pool2d(stage, grid).flatten(2).transpose(1, 2) for stage in stages]
+        # A half network's states are brought to the images' precision, in which the gates compute.
+        states = [functional.adaptive_avg_pool2d(s.to(images.dtype), grid).flatten(2).transpose(1, 2) for s in stages]
         pixels = functional.unfold(images, side, stride=side).transpose(1, 2)
         width = max(state.shape[2] for state in (pixels, *states))
         return Pass([functional.pad(state, (0, width - state.shape[2])) for state in (pixels, *states)], logits, grid)
@@ -229,8 +230,9 @@ def replaced_state(architecture: Architecture, index: int, new: Tensor) -> Itera
 
     def embed(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
         height, width = output.shape[2:]
+        dtype = next((weight.dtype for weight in module.parameters()), new.dtype)  # of a network of half precision
         patches: Tensor = new[:, new.shape[1] - height * width :].transpose(1, 2).unflatten(2, (height, width))
-        return patches
+        return patches.to(dtype)
 
     def enter(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return (new, *arguments[1:])

@@ -250,7 +250,9 @@ class Masker(nn.Module):
                 raise ModelError(
                     f"masker: it reads {wanted} channels of layer {name!r}, which gives {values.shape[1]}: it is of another classifier"
                 )
-        return activations
+        if torch.is_autocast_enabled(activations[0].device.type):
+            return activations
+        return [values.to(self._head.weight.dtype) for values in activations]  # a classifier of half precision
 
     def _is_raw(self, index: int) -> bool:
         return index == 0 and len(self.form.taps) > 1

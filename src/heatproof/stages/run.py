@@ -143,8 +143,8 @@ class Run:
         if not self.labels_are_outputs(model, loaded):
             reading = outputs.outputs_of(loaded.module)
             raise ModelError(
-                f"{where}: {model.arch} has {0 if reading is None else reading.classes} outputs, and {self.config.data.dataset} has "
-                f"{len(self.dataset.class_names)} classes, so that a label does not say which output is right; {way_out}"
+                f"{where}: a label need not name the right output, because {model.arch} has {0 if reading is None else reading.classes} "
+                f"outputs, and {self.config.data.dataset} has {len(self.dataset.class_names)} classes; {way_out}"
             )
 
     def fresh(self, model: Model, *purpose: str | int) -> LoadedModel:
