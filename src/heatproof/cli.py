@@ -93,6 +93,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         return _fail(error, 2)
     except KeyboardInterrupt:
         return _fail(f"interrupted; {asked.kept}", 130)
+    except BrokenPipeError:  # `main` tells a reader that has enough from a broken pipe of our own
+        raise
     except Exception as error:
         known = _mendable(error, asked) or plugins.raised_by_a_plugin(error)
         if known is None:
@@ -103,8 +105,6 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _mendable(error: Exception, asked: argparse.Namespace) -> str | None:
     """What a user can do about an error of the operating system or about full memory; None for any other error."""
-    if isinstance(error, BrokenPipeError):
-        return None
     if isinstance(error, OSError) and (error.errno in MENDABLE or "No space left" in str(error)):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}; {asked.kept}"

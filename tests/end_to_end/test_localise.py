@@ -245,8 +245,12 @@ def settings(**changes):
 
 def subject(loaded, class_names=tuple("0123456789")):
     data = SimpleNamespace(dataset="Made")
-    run = SimpleNamespace(dataset=SimpleNamespace(class_names=class_names), config=SimpleNamespace(data=data))
-    return SimpleNamespace(loaded=loaded, run=run)
+    run = SimpleNamespace(
+        dataset=SimpleNamespace(class_names=class_names),
+        config=SimpleNamespace(data=data),
+        require_labels=lambda *arguments: None,
+    )
+    return SimpleNamespace(loaded=loaded, run=run, plan=SimpleNamespace(model=None))
 
 
 def made(maps, pictures, labels, logits, truths):

@@ -15,9 +15,10 @@ from heatproof.errors import HeatproofError
 from heatproof.methods import masker as methods
 from heatproof.models import load
 from heatproof.models.inpainting import GatedUNet
+from heatproof.models.loading import classes_in
 from heatproof.models.masker import Masker, MaskerForm, read_masker
 from heatproof.models.resnet_cifar import NarrowResNet8
-from heatproof.stages import masker_import, train_masker
+from heatproof.stages import train_masker
 from heatproof.stages.run import Run
 from heatproof.training.masker import MaskerRecipe, Training
 from tests.end_to_end.conftest import heatproof, results
@@ -290,7 +291,8 @@ def test_labels_that_the_classifier_does_not_know_are_one_line(trained, capsys):
     weights = trained.parent / "fewer" / "train_cls" / "best_model.pth"
     weights.parent.mkdir(parents=True)
     torch.save(state, weights)
-    message = refused(capsys, "train-masker", "--config", path, *fewer)
+    known = "train_masker.model.normalization={mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"
+    message = refused(capsys, "train-masker", "--config", path, *fewer, known)
     assert (
         "label 3 (rising) is no class of the classifier, which has 3; mend model, or set train_masker.target: predicted"
         in message
@@ -379,7 +381,8 @@ def test_the_class_count_of_a_published_checkpoint_does_not_depend_on_the_order_
     content["state_dict_classifier"] = dict(sorted(content["state_dict_classifier"].items()))
     state = content["state_dict_classifier"]
     content["state_dict_classifier"] = state = {name: state[name] for name in reversed(state)}
-    assert masker_import._classes(path, state, "heatproof.models.resnet_cifar.NarrowResNet8") == 5
+    arch = "heatproof.models.resnet_cifar.NarrowResNet8"
+    assert classes_in(state, arch, channels=3, where=str(path)) == 5
 
 
 def test_a_published_checkpoint_that_does_not_fit_leaves_nothing(tmp_path, capsys):

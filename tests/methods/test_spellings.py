@@ -1,5 +1,7 @@
 """One network however it is written: methods that replace the rules of its functions are right, or refuse by name."""
 
+import warnings
+
 import pytest
 import torch
 from torch import fx, nn
@@ -54,6 +56,12 @@ def set_to_zero(x):
     return x
 
 
+def scripted(module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns of what people still have
+        return torch.jit.script(module)
+
+
 RELUS = {
     "clamp": lambda x: x.clamp(min=0),
     "clamp in place": lambda x: x.clamp_(0),
@@ -77,7 +85,7 @@ RELUS = {
     "set to zero": set_to_zero,
     "largest of a stack": lambda x: torch.stack([x, torch.zeros_like(x)]).amax(dim=0),
     "with its absolute value": lambda x: (x + x.abs()) / 2,
-    "scripted": torch.jit.script(nn.ReLU()),
+    "scripted": scripted(nn.ReLU()),
 }
 REFUSED = {
     "DeepLift": {"own function", "set to zero", "largest of a stack", "scripted"},
@@ -109,7 +117,7 @@ WHOLE = {
     "graph module": (fx.symbolic_trace, set()),
     "data parallel": (nn.DataParallel, set()),
     "compiled": (lambda model: torch.compile(model, backend="eager"), set()),
-    "scripted": (torch.jit.script, set(METHODS)),
+    "scripted": (scripted, set(METHODS)),
     "traced": (lambda model: torch.jit.trace(model, IMAGE), set(METHODS)),
 }
 
@@ -227,9 +235,7 @@ TRANSFORMERS = {"StopGradient": StopGradient, "TransformerLrp": TransformerLrp}
 
 
 @pytest.mark.parametrize("method", TRANSFORMERS.values(), ids=TRANSFORMERS)
-@pytest.mark.parametrize(
-    "function", [lambda x: x * torch.sigmoid(1.702 * x), OwnRelu.apply, torch.jit.script(nn.GELU())]
-)
+@pytest.mark.parametrize("function", [lambda x: x * torch.sigmoid(1.702 * x), OwnRelu.apply, scripted(nn.GELU())])
 def test_a_transformers_activation_that_has_no_rule_is_refused(method, function):
     if method is TransformerLrp and function.__class__.__name__ == "function":
         pytest.skip("TransformerLrp has a rule for products")
@@ -271,7 +277,7 @@ class BesideItsNorm(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.norm, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), torch.jit.script(nn.ReLU())
+        self.conv, self.norm, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), scripted(nn.ReLU())
         nn.init.constant_(self.norm.weight, 3.0)
 
     def forward(self, images):

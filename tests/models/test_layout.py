@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
@@ -89,6 +89,8 @@ def test_any_order_of_axes_and_any_prefix_gives_the_same_grid(
         rows = x.flatten(2).transpose(1, 2)
         return torch.cat([x.new_ones(len(x), prefix, channels), rows], dim=1)
 
+    # In a picture of one place nothing tells one channel of two tokens from two channels of one.
+    assume(not (tokens and prefix and channels == height * width == 1))
     model = behind(arranged, channels=channels, stride=2).to(dtype)
     images = torch.randn(count, 3, 2 * height, 2 * width, generator=torch.Generator().manual_seed(0)).to(dtype)
     activations, found = grid(model, images)

@@ -339,7 +339,7 @@ def test_old_and_wrapped_checkpoints_and_all_options_load(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"without": ["conv1x1_4.1.bias"]}, "conv1x1_4.1.bias is missing from the file"),
+        ({"without": ["conv1x1_4.1.bias"]}, "the file has no conv1x1_4.1.bias"),
         ({"weights": {"extra.weight": torch.ones(1)}}, "the model has no extra.weight"),
         (
             {"weights": {"conv1x1_4.1.bias": torch.ones(5)}},

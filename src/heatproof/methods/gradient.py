@@ -23,6 +23,7 @@ from heatproof.methods.folding import quickened
 from heatproof.methods.lrp import Lrp
 from heatproof.methods.options import Baseline, BaselineImage
 from heatproof.methods.protocol import Method
+from heatproof.models.hooks import dtype_of
 from heatproof.models.normalization import Normalization
 from heatproof.models.targets import network_and_scalar
 
@@ -530,7 +531,8 @@ class DeepLift:
         self, maps: Tensor, weights: Tensor, outputs: Tensor, outputs0: Tensor, lost: Sequence[Tensor]
     ) -> None:
         """Checks that each map, and what its max-pools lost, sum to the difference of the outputs (N, K) with these weights."""
-        eps = torch.finfo(outputs.dtype).eps
+        # The logits are float32, whatever precision the network computes in.
+        eps = max(torch.finfo(dtype).eps for dtype in (outputs.dtype, dtype_of(self.model, maps)))
         sums = options.in_double(maps).flatten(1).sum(dim=1)
         for missing in lost:
             sums += options.in_double(missing)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from heatproof import checks
 from heatproof.errors import InputError, ModelError
 from heatproof.methods import graph
-from heatproof.models.hooks import frozen_eval
+from heatproof.models.hooks import dtype_of, frozen_eval
 
 PIXELS_PER_FORWARD = {"cpu": 16 * 224 * 224, "accelerator": 32 * 224 * 224}
 """How many pixels (H * W, over all rows) a forward batch holds by default: 16 or 32 images of 224 x 224."""
@@ -59,14 +59,6 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ModelError(f"{type(model).__name__}: gives {got} for {len(images)} images; expected (N, K) logits")
     return logits
-
-
-def dtype_of(model: nn.Module, images: Tensor) -> torch.dtype:
-    """The precision that a model runs in: that of its first parameter; of the images where it has none."""
-    own = getattr(model, "dtype", None)
-    if isinstance(own, torch.dtype):
-        return own
-    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), images.dtype)
 
 
 def chosen(logits: Tensor, targets: Tensor) -> Tensor:

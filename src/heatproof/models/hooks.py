@@ -162,3 +162,11 @@ def _as_written() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def dtype_of(model: nn.Module, images: Tensor) -> torch.dtype:
+    """The precision that a model runs in: that of its first parameter; of the images where it has none."""
+    own = getattr(model, "dtype", None)
+    if isinstance(own, torch.dtype):
+        return own
+    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), images.dtype)

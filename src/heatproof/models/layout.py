@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from heatproof.errors import InputError, ModelError
-from heatproof.models.hooks import frozen_eval, module_named, recorded, recorded_output, tensor_in
+from heatproof.models.hooks import dtype_of, frozen_eval, module_named, recorded, recorded_output, tensor_in
 
 Layout = Callable[[Tensor], Tensor]
 """Brings a layer's output, or the gradient with respect to it, into the form (N, C, h, w)."""
@@ -221,7 +221,7 @@ def traced(model: nn.Module, images: Tensor, layers: Iterable[str]) -> dict[str,
         stack.enter_context(frozen_eval(model))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.no_grad())
-        image = images[:1].detach().clone()
+        image = images[:1].detach().to(dtype_of(model, images), copy=True)
         tracer.places[image] = _grid(image.shape)
         stack.enter_context(tracer)
         model(image)

@@ -394,6 +394,7 @@ def build_fill(
     mean: tuple[float, ...] | None = None,
     normalization_mean: tuple[float, ...] | None = None,
     seed: int | None = None,
+    or_generates: bool = False,
     **options: Any,
 ) -> Fill:
     """The fill of a name or of a dotted path, its options checked.
@@ -404,6 +405,7 @@ def build_fill(
         mean: mean colour of the data set's training split, for fills that take it.
         normalization_mean: mean of the model's normalisation, for fills that take it.
         seed: root seed, for fills that draw.
+        or_generates: whether an infiller will do as well, which has `generate(images, hole)` and cannot be called.
         options: further options of the fill.
 
     Raises:
@@ -423,13 +425,14 @@ def build_fill(
     plugins.check_options(how, target, options, positional=2 if is_function else 0, provided=filled_later)
     options |= {name: value for name, value in provided.items() if plugins.wants(target, name)}
     try:
-        fill: Fill = FunctionFill(target, options) if is_function else target(**options)
+        made: Any = FunctionFill(target, options) if is_function else target(**options)
     except TypeError as error:
         raise PluginError(f"{how}: cannot be made with {options}: {error}") from error
-    if not callable(fill):
+    if not callable(made) and not (or_generates and hasattr(made, "generate")):
         raise PluginError(
             f"{how}: is no fill, as it cannot be called with (pixels, removed, indices); name one of {', '.join(FILLS | GENERATIVE)}"
         )
+    fill: Fill = made
     return fill
 
 

@@ -252,15 +252,21 @@ def augmentation(asked: AugmentationSection, fill: Callable[[], tuple[float, ...
 
 
 def build_fill(
-    run: Run, asked: str | Plugin, normalization: Callable[[], Normalization], split: str = "test"
+    run: Run,
+    asked: str | Plugin,
+    normalization: Callable[[], Normalization],
+    split: str = "test",
+    *,
+    or_generates: bool = False,
 ) -> removal.Fill:
     """The fill that a section asks for, in units of pixels in [0, 1]; means are looked up only where it takes them."""
     name, options = (asked, {}) if isinstance(asked, str) else (asked.name, asked.options)
-    taken = sorted({"how", "mean", "normalization_mean", "seed"} & options.keys())
+    taken = sorted({"how", "mean", "normalization_mean", "or_generates", "seed"} & options.keys())
     if taken:
         raise ConfigError(f"{name}: option {taken[0]!r} is set by the run, not by its configuration; leave it out")
     means = means_for(run, name, normalization)
-    return removal.build_fill(name, seed=seeding.of_split(run.config.seed, split), **means, **options)
+    seed = seeding.of_split(run.config.seed, split)
+    return removal.build_fill(name, seed=seed, or_generates=or_generates, **means, **options)
 
 
 def means_for(run: Run, name: str, normalization: Callable[[], Normalization]) -> dict[str, tuple[float, ...]]:

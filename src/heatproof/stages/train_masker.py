@@ -255,7 +255,7 @@ def _infiller(run: Run, section: config.TrainMasker, loaded: LoadedModel) -> rem
         raise PluginError(
             f"train_masker.infiller: {asked.name} takes a normalization, but infillers get pixels in [0, 1]; leave it out"
         )
-    return removal.generating(build_fill(run, asked, lambda: loaded.normalization, "train"))
+    return removal.generating(build_fill(run, asked, lambda: loaded.normalization, "train", or_generates=True))
 
 
 def _asked_infiller(run: Run, section: config.TrainMasker) -> config.Plugin | None:
