@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.transforms import functional
 
-from heatproof.errors import DivergedError, ModelError, PluginError
+from heatproof.errors import ConfigError, DivergedError, ModelError, PluginError
 from heatproof.training import augmentation, classifier
 from heatproof.training.augmentation import Augmentation
 from heatproof.training.classifier import Named, Recipe
@@ -312,6 +312,41 @@ class TestFit:
     def test_wrong_options_are_found_before_training(self):
         with pytest.raises(PluginError, match="unknown option 'lrr'; did you mean 'lr'"):
             recipe(optimizer=Named("torch.optim.Adam", {"lrr": 1})).check()
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"scheduler": Named("torch.optim.lr_scheduler.ReduceLROnPlateau")},
+            {"optimizer": Named("torch.optim.LBFGS")},
+        ],
+    )
+    def test_a_step_that_needs_more_than_training_gives_is_refused(self, changes):
+        with pytest.raises(PluginError, match=r"each step needs (metrics|closure), which training does not give"):
+            recipe(**changes).check()
+
+    @pytest.mark.parametrize(
+        ("loss", "message"),
+        [
+            # With as many images as classes in a batch, labels would be broadcast without an error.
+            (
+                Named("torch.nn.MSELoss"),
+                "MSELoss does not compare logits with classes; known are torch.nn.CrossEntropyLoss",
+            ),
+            (Named("torch.nn.NLLLoss"), "NLLLoss takes logarithms of probabilities"),
+            (Named("torch.nn.CrossEntropyLoss", {"reduction": "none"}), r"gives shape \(3,\) for a batch"),
+        ],
+    )
+    def test_losses_that_would_train_for_something_else_are_refused(self, loss, message):
+        with pytest.raises(ConfigError, match=message):
+            fit(recipe=recipe(loss=loss, batch_size=3))
+
+    def test_logarithms_of_probabilities_have_the_loss_of_their_classes(self):
+        module = nn.Sequential(net(), nn.LogSoftmax(dim=1))
+        assert fit(module, recipe=recipe(loss=Named("torch.nn.NLLLoss"))).validation_accuracy > 0.9
+
+    def test_a_network_without_a_gradient_is_refused(self):
+        with pytest.raises(ModelError, match="Net: cannot be trained, because the loss has no gradient"):
+            fit(net().requires_grad_(requires_grad=False))
 
     def test_bfloat16_and_channels_last_learn_too(self):
         assert fit(recipe=recipe(precision="bfloat16", channels_last=True)).validation_accuracy > 0.9

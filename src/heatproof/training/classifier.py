@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heatproof import plugins, runtime, seeding
-from heatproof.errors import ConfigError, DivergedError, PluginError
+from heatproof.errors import ConfigError, DivergedError, ModelError, PluginError
 from heatproof.models.outputs import norms_single_values
 from heatproof.models.probabilities import Kind, kind_of, one_hot
 from heatproof.models.weights import State
@@ -31,7 +31,8 @@ RESULTS_VERSION = 1
 LABEL_LOSSES = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 """Losses of labels that can be true together, each with a logistic function of its own."""
 CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
-"""Losses of classes that exclude one another."""
+"""Losses of classes that exclude one another; no other loss of torch takes classes."""
+_NOT_GIVEN = ("closure", "metrics")  # arguments of a step, as of LBFGS and ReduceLROnPlateau
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,15 @@ class Recipe:
         """
         scheduler = None if self.scheduler is None else told_total_steps(self.scheduler, 1)
         for named, positional in ((self.optimizer, 1), (scheduler, 1), (self.loss, 0)):
-            if named is not None:
-                plugins.check_options(named.name, plugins.resolve(named.name), named.options, positional=positional)
+            if named is None:
+                continue
+            target = plugins.resolve(named.name)
+            plugins.check_options(named.name, target, named.options, positional=positional)
+            argument = next((name for name in _NOT_GIVEN if plugins.needs(getattr(target, "step", None), name)), None)
+            if argument is not None:
+                raise PluginError(
+                    f"{named.name}: each step needs {argument}, which training does not give; take another"
+                )
 
 
 def told_total_steps(scheduler: Named, steps: int) -> Named:
@@ -156,7 +164,7 @@ def fit(
     Raises:
         ConfigError: the loss does not fit the network's outputs, or batches of one image do not fit its batch norm.
         DivergedError: the loss is no longer finite.
-        ModelError: the checkpoint is damaged.
+        ModelError: the checkpoint is damaged, or the network passes no gradient.
     """
     count, pairs = int(train.valid.sum()), norms_single_values(module)
     if pairs and min(count, recipe.batch_size) == 1:
@@ -296,6 +304,11 @@ class _Run:
                 images = draws.disturb(images, batch.indices)
             logits = _forward(self.module, images, self.recipe)
             loss = self.loss(logits, batch.labels)
+            if not loss.requires_grad:
+                raise ModelError(
+                    f"{type(self.module).__name__}: cannot be trained, because the loss has no gradient (torch.no_grad or detach inside "
+                    "the model, or all parameters are frozen)"
+                )
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -347,11 +360,15 @@ def _loss(named: Named, kind: Kind) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of logits and labels.
 
     Raises:
-        ConfigError: it is one of probabilities, or of another kind than the network's outputs.
+        ConfigError: it is not one of classes, or of another kind than the network's outputs; on the call, it gives no single
+            number.
     """
     target = plugins.resolve(named.name)
     if target is nn.BCELoss:
         raise ConfigError(f"loss: {named.name} takes probabilities; set loss: torch.nn.BCEWithLogitsLoss")
+    if getattr(target, "__module__", "") == nn.modules.loss.__name__ and target not in LABEL_LOSSES + CLASS_LOSSES:
+        known = ", ".join(f"torch.nn.{one.__name__}" for one in CLASS_LOSSES + LABEL_LOSSES)
+        raise ConfigError(f"loss: {named.name} does not compare logits with classes; known are {known}")
     if kind == "softmax" and target in LABEL_LOSSES:
         raise ConfigError(
             f"loss: {named.name} is for labels that can be true together, but the network's outputs are read with a softmax; set "
@@ -362,10 +379,23 @@ def _loss(named: Named, kind: Kind) -> Callable[[Tensor, Tensor], Tensor]:
             f"loss: {named.name} is for classes that share a softmax, but the network has one output, or model.output is sigmoid; "
             "set loss: torch.nn.BCEWithLogitsLoss"
         )
-    loss: Callable[[Tensor, Tensor], Tensor] = _build(named)
-    if target in LABEL_LOSSES:
-        return lambda logits, labels: loss(logits, one_hot(labels, logits))
-    return loss
+    loss: Callable[[Tensor, Tensor], Any] = _build(named)
+
+    def checked(logits: Tensor, labels: Tensor) -> Tensor:
+        if target is nn.NLLLoss and bool(((logits.detach().exp().sum(dim=1) - 1).abs() > 1e-2).any()):
+            raise ConfigError(
+                f"loss: {named.name} takes logarithms of probabilities, as of a log_softmax, and the network gives other logits; "
+                "set loss: torch.nn.CrossEntropyLoss"
+            )
+        value = loss(logits, one_hot(labels, logits) if target in LABEL_LOSSES else labels)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise ConfigError(
+                f"loss: {named.name} gives {shape} for a batch; it must give one number, as with reduction: mean"
+            )
+        return value
+
+    return checked
 
 
 def _build(named: Named, *arguments: Any) -> Any:
