@@ -468,9 +468,13 @@ def _add_method_options(tool: _Parser, arguments: Sequence[str]) -> None:
             form: dict[str, Any] = {"type": _value, "metavar": "VALUE"}
             if isinstance(parameter.default, bool):
                 form = {"action": argparse.BooleanOptionalAction}
-            what = f"{catalogue.dashed(path.rpartition('.')[2])}: {default}".replace("%", "%%")
-            flag = f"--{catalogue.dashed(option)}"
-            group.add_argument(flag, dest=f"option.{option}", default=argparse.SUPPRESS, help=what, **form)
+            title, dashed = catalogue.dashed(path.rpartition(".")[2]), catalogue.dashed(option)
+            form |= {"dest": f"option.{option}", "default": argparse.SUPPRESS}
+            form["help"] = f"{title}: {default}".replace("%", "%%")
+            try:
+                group.add_argument(f"--{dashed}", **form)
+            except argparse.ArgumentError:  # explain has an option of this name, such as --method
+                group.add_argument(f"--{title}-{dashed}", **form)
 
 
 def _explain(asked: argparse.Namespace) -> None:

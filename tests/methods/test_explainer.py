@@ -12,6 +12,7 @@ from heatproof.methods.explainer import Explainer
 from heatproof.methods.gradient import Gradient, IntegratedGradients
 from heatproof.methods.perturbation import Occlusion
 from heatproof.removal import build_fill
+from tests.end_to_end.conftest import heatproof
 from tests.methods.networks import small_resnet
 
 
@@ -191,3 +192,56 @@ def test_a_users_failing_method_ends_the_command_with_status_2(users_module, cap
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "mine_that_fails.py, line 4: RuntimeError" in told
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "returned NoneType; expected maps"),
+        ("map", "returned str; expected maps"),
+        ([[1.0, 2.0], [3.0]], "returned list; expected maps"),
+        ((torch.zeros(2, 4, 4), 1), "returned tuple; expected maps"),
+        (torch.zeros(2, 4, 4, dtype=torch.complex64), "returned Tensor of complex64"),  # its real part would be silent
+        (torch.zeros(2, 4, 4).to_sparse(), "torch.sparse_coo; expected maps"),
+    ],
+)
+@pytest.mark.parametrize("form", ["factory", "function"])
+def test_a_method_that_returns_no_maps_is_named(monkeypatch, returned, message, form):
+    factory = {
+        "factory": lambda model: lambda images, targets: returned,
+        "function": lambda model, image, label: returned,
+    }
+    monkeypatch.setattr(plugins, "resolve", lambda path: factory[form])
+    explain = Explainer("mine", "own.method", {}).bind(torch.nn.Identity(), {})
+    with pytest.raises(MapError, match=rf"mine \(own\.method\): image 7: .*{message}"):
+        explain(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), torch.tensor([7, 8]))
+
+
+def test_a_list_of_maps_is_as_good_as_a_tensor_of_them(monkeypatch):
+    monkeypatch.setattr(plugins, "resolve", lambda path: lambda model: lambda images, targets: list(images[:, 0]))
+    images = torch.rand(2, 3, 4, 4)
+    explained = Explainer("mine", "own.method", {}).bind(torch.nn.Identity(), {})(
+        images, torch.zeros(2, dtype=torch.int64), torch.arange(2)
+    )
+    assert torch.equal(explained.maps, images[:, 0])
+
+
+def test_a_factory_that_makes_nothing_to_call_is_named(monkeypatch):
+    monkeypatch.setattr(plugins, "resolve", lambda path: lambda model: None)
+    with pytest.raises(PluginError, match=r"own\.method: made NoneType, which cannot be called"):
+        Explainer("mine", "own.method", {}).bind(torch.nn.Identity(), {})
+
+
+class Sized:
+    """A method whose option has the name of one of explain's."""
+
+    def __init__(self, model, size: int = 3):
+        self.size = size
+
+    def __call__(self, images, targets):
+        return images[:, 0]
+
+
+def test_an_option_that_explain_has_too_bears_the_methods_name(capsys):
+    assert heatproof("explain", "--method", f"{__name__}.Sized", "--help") == 0
+    assert "--sized-size VALUE" in capsys.readouterr().out

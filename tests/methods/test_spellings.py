@@ -80,6 +80,7 @@ RELUS = {
     "where of zeros": lambda x: torch.where(x <= 0, torch.zeros_like(x), x),
     "mask": lambda x: x * (x > 0),
     "mask of numbers": lambda x: (x > 0).float() * x,
+    "mask of signs": lambda x: x * torch.sign(x).clamp(min=0),
     "masked_fill": lambda x: x.masked_fill(x < 0, 0.0),
     "own function": OwnRelu.apply,
     "set to zero": set_to_zero,
@@ -88,8 +89,8 @@ RELUS = {
     "scripted": scripted(nn.ReLU()),
 }
 REFUSED = {
-    "DeepLift": {"own function", "set to zero", "largest of a stack", "scripted"},
-    "Lrp": {"own function", "set to zero", "scripted", "with its absolute value"},
+    "DeepLift": {"own function", "set to zero", "largest of a stack", "scripted", "mask of signs"},
+    "Lrp": {"own function", "set to zero", "scripted", "with its absolute value", "mask of signs"},
     "GuidedBackprop": {"own function", "set to zero", "largest of a stack", "with its absolute value", "scripted"},
 }
 REFUSED["Deconvolution"] = REFUSED["GuidedBackprop"]

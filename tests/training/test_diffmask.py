@@ -440,3 +440,11 @@ def test_the_tiles_that_are_kept_are_the_counted_ones_whatever_the_seed(counting
     ious = ((kept & red).sum(dim=1) / (kept | red).sum(dim=1))[some]
     assert ious.median() == 1.0
     assert ious.mean() >= 0.98
+
+
+def test_nothing_is_learnt_from_a_classifier_that_passes_no_gradient_on():
+    vectors = golden("train_step")
+    trainer = trainer_of(vectors, "explainer.")
+    trainer.masking.model.model.classifier.register_forward_hook(lambda module, arguments, values: values.detach())
+    with pytest.raises(ModelError, match=r"no gradient .* so no masks can be learnt from it"):
+        trainer.step(vectors["images"], given_draws(1, vectors["case0.u"]))

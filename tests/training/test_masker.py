@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from heatproof import removal
-from heatproof.errors import DivergedError, InputError
+from heatproof.errors import DivergedError, InputError, ModelError
 from heatproof.models import Normalization
 from heatproof.models.masker import Masker, MaskerForm, tapped
 from heatproof.training import masker as masker_training
@@ -442,3 +442,11 @@ def test_half_precision_changes_little():
             losses.append(float(training.step(images, labels, Draws())["loss"]))
     assert losses[0] == pytest.approx(losses[1], abs=0.05)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("form", ["fix", "ca"])
+def test_nothing_is_learnt_from_a_classifier_that_passes_no_gradient_on(golden, form):
+    training = started(golden, form=form)
+    training.classifier.conv0.register_forward_hook(lambda module, arguments, values: values.detach())
+    with training.at_work(), pytest.raises(ModelError, match=r"Tiny: no gradient .* so no masks can be learnt from it"):
+        training.step(*pictures(golden, 0), Draws())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from heatproof import plugins, seeding
-from heatproof.errors import MapError
+from heatproof.errors import MapError, PluginError
 from heatproof.methods.protocol import attribute_of
 from heatproof.methods.reduction import reduce_channels
 from heatproof.models import frozen_eval
@@ -94,7 +94,12 @@ class Explainer:
             factory, attribute = self._options_of(target)
             if attribute_of(target) is not None and isinstance(factory.get("layer"), str):
                 factory["layer"] = module_named(model, factory["layer"])
-            explain = _with_indices(target(model, **factory, **extra), attribute)
+            made = target(model, **factory, **extra)
+            if not callable(made) and attribute_of(made) is None:
+                raise PluginError(
+                    f"{self.path}: made {type(made).__name__}, which cannot be called with (images, targets) and has no attribute()"
+                )
+            explain = _with_indices(made, attribute)
 
         def call(images: Tensor, targets: Tensor, indices: Tensor) -> Explained:
             torch.manual_seed(seeding.derive(seed, "explain", int(indices[0])))
@@ -128,7 +133,7 @@ class Explainer:
             for image, label, index in zip(images, targets, indices.tolist(), strict=True):
                 torch.manual_seed(seeding.derive(seed, "explain", index))
                 found = function(model, image[None], label[None], **self.options)
-                array = torch.as_tensor(np.asarray(found) if not isinstance(found, Tensor) else found.detach())
+                array = self._tensor(found, index)
                 maps.append(array[0] if array.ndim == 4 else array)
             if len({tuple(array.shape) for array in maps}) > 1:
                 raise MapError(f"{self.name}: maps of different shapes in one batch")
@@ -136,10 +141,30 @@ class Explainer:
 
         return explain
 
+    def _tensor(self, maps: Any, index: int) -> Tensor:
+        """What a method has returned, as a tensor of real numbers.
+
+        Raises:
+            MapError: it is none.
+        """
+        kind = type(maps).__name__
+        try:
+            if isinstance(maps, list | tuple) and maps and all(isinstance(one, Tensor) for one in maps):
+                maps = torch.stack([one.detach() for one in maps])
+            tensor = maps if isinstance(maps, Tensor) else torch.as_tensor(np.asarray(maps))
+        except (TypeError, ValueError, RuntimeError):
+            tensor = None
+        if tensor is None or tensor.is_complex() or tensor.layout != torch.strided:
+            what = kind if tensor is None else f"{kind} of {str(tensor.dtype).removeprefix('torch.')}, {tensor.layout}"
+            raise MapError(
+                f"{self.name} ({self.path}): image {index}: returned {what}; expected maps (N, H, W) or (N, C, H, W), one for each "
+                "image, as a tensor or array of real numbers"
+            )
+        return tensor.detach()
+
     def _checked(self, maps: Any, images: Tensor, indices: Tensor) -> Explained:
         where = f"{self.name} ({self.path})"
-        if not isinstance(maps, Tensor):
-            maps = torch.as_tensor(maps)
+        maps = self._tensor(maps, int(indices[0]))
         expected = (len(images), *images.shape[2:])
         shape = (maps.shape[0], *maps.shape[2:]) if maps.ndim == 4 else tuple(maps.shape)
         if shape != expected:

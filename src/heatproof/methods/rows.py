@@ -86,16 +86,19 @@ def _outside_inference(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def check_reached(model: nn.Module, scores: Tensor, inputs: Tensor) -> None:
-    """Checks that a gradient of the scores comes to the leaf `inputs`.
+EXPLAINS = "there is nothing for a gradient method to explain; use methods.perturbation"
+
+
+def check_reached(model: nn.Module, scores: Tensor, inputs: Tensor, consequence: str = EXPLAINS) -> None:
+    """Checks that a gradient of the scores comes to `inputs`, which are the image, or masks of it.
 
     Raises:
-        ModelError: where none does.
+        ModelError: where none does; the line ends with the consequence.
     """
     if not graph.is_reached(scores, inputs):
         raise ModelError(
             f"{type(model).__name__}: no gradient of the logits comes to the image (torch.no_grad, detach, argmax or rounding "
-            "inside the model), so there is nothing for a gradient method to explain; use methods.perturbation"
+            f"inside the model), so {consequence}"
         )
 
 

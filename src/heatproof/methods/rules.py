@@ -73,6 +73,8 @@ OF_ONE_NUMBER = (
 )
 """All functions of one activation, with constants beside it, that DeepLift counts with their secants."""
 
+_STEPS = frozenset(name.lower() for name in graph.STEPS)
+
 
 class Rule(torch.autograd.Function):
     """A function whose backward pass is a method's rule."""
@@ -197,11 +199,12 @@ class PositiveGradients(TorchFunctionMode):
         super().__init__()
         self.rule = rule
         self.seen = 0
-        self._of_the_image = WeakIdKeyDictionary()  # tensors that depend on the image and have no gradient
+        self._of_the_image = WeakIdKeyDictionary()  # tensors that depend on the image and pass no gradient on
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Sees each torch function that the model calls."""
         call = named(func, args, kwargs)
+        call = call._replace(attached=[i for i in call.attached if call.args[i] not in self._of_the_image])
         bounds = self._relu(call)
         if bounds is not None:
             self.seen += 1
@@ -212,7 +215,8 @@ class PositiveGradients(TorchFunctionMode):
             passes = (x > low) & (x < high)
             return replaced(call.x, call.on, lambda gradient: _positive(gradient) * passes)
         output = call.run()
-        is_cut_off = isinstance(output, Tensor) and not output.requires_grad
+        is_step = not call.attached or call.name in _STEPS
+        is_cut_off = isinstance(output, Tensor) and (is_step or not output.requires_grad)
         if is_cut_off and (call.attached or any(isinstance(v, Tensor) and v in self._of_the_image for v in call.args)):
             self._of_the_image[output] = True
         return output

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from heatproof import runtime, seeding
 from heatproof.errors import DivergedError, InputError
+from heatproof.methods.rows import check_reached
 from heatproof.models.diffmask import Explainer, Masking, Pass
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.probabilities import divergences, kind_of
@@ -378,12 +379,19 @@ class Trainer:
         self.step_number = 0
 
     def step(self, images: Tensor, draw: Callable[[Pass], Draws]) -> Objective:
-        """One step on normalised images (B, C, H, W), random as `draw` says; nothing changes where its loss is not finite."""
+        """One step on normalised images (B, C, H, W), random as `draw` says; nothing changes where its loss is not finite.
+
+        Raises:
+            ModelError: in the first step, no gradient of the classifier's logits comes to the gates.
+        """
         passed = self.masking.intact(images)
         depths, u = draw(passed)
         draws = Draws(depths.to(images.device), u.to(images.device))
         alphas = torch.stack(list(self.alphas)).detach()
         found = objective(self.explainer, self.masking, images, passed, draws, alphas, self.recipe)
+        if self.step_number == 0:
+            gate = next(self.explainer.gate.g_hat.parameters())
+            check_reached(self.masking.model, found.masked_logits, gate, "no masks can be learnt from it")
         if not math.isfinite(float(found.loss.detach())):
             return found
         self.weights.zero_grad()

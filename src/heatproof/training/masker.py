@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from heatproof import plugins, runtime, seeding
 from heatproof.errors import DivergedError, InputError
+from heatproof.methods.rows import check_reached
 from heatproof.models import Normalization
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.masker import Masker, tapped
@@ -256,6 +257,7 @@ class Training:
 
         Raises:
             DivergedError: the loss or the gradient is not finite; nothing was changed by this step's masks.
+            ModelError: in the first step, no gradient of the classifier's logits comes to the masks.
         """
         logits, activations = self._clean(images)
         clean_loss = cross_entropy(logits, labels, self.kind)
@@ -265,6 +267,9 @@ class Training:
         masks = self._masks(activations, images, labels, draws)
         judge, learns = self._judge(draws)
         found = self._losses(judge, images, labels, masks, logits.detach(), draws)
+        if self.step_count == 0:
+            judged = torch.cat(list(found.logits.values()))
+            check_reached(self.classifier, judged, masks, "no masks can be learnt from it")
         # Both gradients first: a step of either changes what the other was computed with.
         wanted = list(self.masker.parameters())
         gradients = torch.autograd.grad(found.total, wanted, retain_graph=learns)
