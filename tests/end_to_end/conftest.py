@@ -111,4 +111,5 @@ def results(path: Path) -> dict[str, bytes]:
             file = Path(folder) / name
             if name != "timing.csv" and "tensorboard" not in file.parts and file.parts[len(outdir.parts)] != "report":
                 found[str(file.relative_to(outdir))] = file.read_bytes().replace(str(outdir).encode(), b"OUT")
+    assert found  # two runs without a file would be alike
     return found

@@ -153,5 +153,7 @@ def test_the_readme_s_own_method_runs(finished, tmp_path, monkeypatch):
 
 
 def test_every_configuration_that_the_readme_names_is_here():
-    for name in re.findall(r"configs/\w+\.yml", README):
+    names = set(re.findall(r"configs/\w+\.yml", README))
+    assert "configs/demo.yml" in names
+    for name in names:
         assert (Path(__file__).parents[2] / name).is_file(), name

@@ -35,9 +35,10 @@ per_metric = pytest.mark.parametrize("metric", BY_ROW.values(), ids=BY_ROW)
 def test_the_area_is_rises():
     data = dict(np.load(Path(__file__).parents[1] / "golden" / "metrics" / "rise_causal.npz"))
     np.testing.assert_allclose(insertion_deletion_auc(data["auc_probe_in"]), data["auc_probe_out"], atol=1e-9)
-    for name, curves in data.items():
-        if name.startswith(("del_", "ins_")):
-            np.testing.assert_allclose(insertion_deletion_auc(curves), data[f"auc_{name}"], atol=1e-9)
+    curves = [name for name in data if name.startswith(("del_", "ins_"))]
+    assert len(curves) == 8
+    for name in curves:
+        np.testing.assert_allclose(insertion_deletion_auc(data[name]), data[f"auc_{name}"], atol=1e-9)
 
 
 # --- known truth: the logit of class 1 is the mean of a known patch
