@@ -21,8 +21,8 @@ METHODS = """[
     {name: intgrad, method: heatproof.methods.gradient.IntegratedGradients, kwargs: {steps: 20}, channel_reduction: abs_sum}]"""
 CONTROLS = "[random, oracle, anti_oracle]"
 LESS = [
-    "data.options={train_images: 3200, test_images: 300}",
-    "pixel_perturbation_analysis.test_samples=300",
+    "data.options={train_images: 3200, test_images: 100}",
+    "pixel_perturbation_analysis.test_samples=100",
     *(f"{section}.attribution_methods={METHODS}" for section in ("extract_cams", "pixel_perturbation_analysis")),
     *(f"{section}.controls={CONTROLS}" for section in ("extract_cams", "pixel_perturbation_analysis")),
 ]
