@@ -55,12 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # the last lines may be refused as well
     except BrokenPipeError:
-        if not _is_closed(sys.stdout) and not _is_closed(sys.stderr):  # another pipe, of a process of ours
+        if not _reader_has_left():  # another pipe, of a process of ours
             raise
         with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - the interpreter flushes once more when it ends
             for stream in filter(_is_closed, (sys.stdout, sys.stderr)):
                 os.dup2(nowhere.fileno(), stream.fileno())
         return CLOSED
+
+
+def _reader_has_left() -> bool:
+    return _is_closed(sys.stdout) or _is_closed(sys.stderr)
 
 
 def _is_closed(stream: TextIO) -> bool:
@@ -96,6 +100,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:  # `main` tells a reader that has enough from a broken pipe of our own
         raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_left():
+            raise  # also where a user's own code was printing
         known = _mendable(error, asked) or plugins.raised_by_a_plugin(error)
         if known is None:
             raise

@@ -228,7 +228,7 @@ def test_run_lengths_of_another_size_are_named(tmp_path, size, second):
     shape = {"size": size, "counts": [0, 9, size[0] * size[1] - 9]}
     items = [thing(1, 90, [30, 20, 45, 40], segmentation=shape)]
     items += [thing(2, 90, [30, 20, 45, 40], segmentation=second)] * (second is not None)
-    with pytest.raises(DataError, match=rf"a\.jpg: shape of {size[1]} x {size[0]} pixels for a\.jpg of 120 x 90"):
+    with pytest.raises(DataError, match=rf"a\.jpg: .*{size[1]} x {size[0]} pixels.* 120 x 90"):
         detection(tmp_path, *items).split("test").regions([0])
 
 
@@ -239,7 +239,9 @@ def test_run_lengths_of_another_size_are_named(tmp_path, size, second):
         ({"id": 6, "file_name": "a.jpg"}, r"images\[1\]: file a\.jpg stands in .*images\[0\] already"),
         ({"id": 6, "file_name": "b.jpg", "width": -4, "height": 3}, r"images\[1\]: b\.jpg is said to be -4 x 3 pixels"),
         ({"id": 6, "file_name": "b.jpg", "width": 4}, r"is not in COCO's form"),
-        ({"id": 6}, r"is not in COCO's form: 'coco_url' is missing"),
+        ({"id": 6}, r"images\[1\]: is not in COCO's form: 'file_name' is missing"),
+        ({"id": 6, "file_name": 12}, r"images\[1\]: is not in COCO's form: file_name is 12; expected text"),
+        ({"id": 5.5, "file_name": "b.jpg"}, r"images\[1\]: is not in COCO's form: 5\.5 is no whole number"),
     ],
 )
 def test_pictures_that_share_a_name_or_have_no_size_are_named(tmp_path, second, message):
@@ -260,7 +262,12 @@ def test_pictures_that_share_a_name_or_have_no_size_are_named(tmp_path, second, 
             [{**thing(1, 1, [3, 3, 9, 9]), "image_id": 8}],
             r"an annotation is of picture 8, which is not among its images",
         ),
-        ([{"id": 1, "image_id": 5, "category_id": 1}], r"is not in COCO's form: 'bbox' is missing"),
+        (
+            [{**thing(1, 1, [3, 3, 9, 9]), "image_id": 5.5}],
+            r"annotations\[0\]: is not in COCO's form: 5\.5 is no whole",
+        ),
+        ([{**thing(1, 1, [3, 3, 9, 9]), "bbox": []}], r"object 1: is not in COCO's form: not enough values"),
+        ([{"id": 1, "image_id": 5, "category_id": 1}], r"object 1: is not in COCO's form: 'bbox' is missing"),
         ([thing(1, 1, ["x", 3, 9, 9], area=9)], r"is not in COCO's form: could not convert string"),
     ],
 )
@@ -276,6 +283,7 @@ def test_annotations_that_cannot_be_used_are_named(tmp_path, items, message):
         (None, r"instances\.json: cannot be read: No such file"),
         ("{", r"instances\.json: cannot be read as JSON: .*restore the file"),
         ("[]", r"instances\.json: holds a list; expected an object"),
+        ("[" * 100_000, r"instances\.json: cannot be read as JSON: maximum recursion depth"),
         ("{}", r"instances\.json: is not in COCO's form: 'categories' is missing"),
     ],
 )
@@ -284,6 +292,35 @@ def test_files_that_are_no_annotations_are_named(tmp_path, text, message):
         (tmp_path / "instances.json").write_text(text)
     with pytest.raises(DataError, match=message):
         opened(tmp_path)
+
+
+def test_a_category_that_is_named_twice_is_refused(tmp_path):
+    twice = [*CATEGORIES, {"id": 1, "name": "cat"}]
+    with pytest.raises(DataError, match=r"categories\[3\]: id 1 stands in .*categories\[1\] already"):
+        detection(tmp_path, thing(1, 1, [0, 0, 9, 9]), categories=twice)
+
+
+@pytest.mark.parametrize("crowd", ["0", None, 0.0, False])
+def test_no_crowd_is_no_crowd_however_it_is_written(tmp_path, crowd):
+    split = detection(tmp_path, {**thing(1, 1, [0, 0, 9, 9]), "iscrowd": crowd, "area": None}).split("test")
+    assert len(split.boxes([0])[0]) == 1
+    assert split.ignored([0]) is None
+
+
+def test_boxes_that_seem_to_hold_corners_are_logged(tmp_path, caplog):
+    detection(tmp_path, thing(1, 1, [100, 80, 21.5, 11]))
+    assert not caplog.text
+    detection(tmp_path, thing(1, 1, [60, 40, 110, 80]))
+    assert (
+        "1 boxes reach beyond their pictures, the first one that of a.jpg; COCO's boxes are left, top, width"
+        in caplog.text
+    )
+
+
+def test_run_lengths_without_measure_are_refused_before_they_are_drawn(tmp_path):
+    runs = {"size": [10**9, 10**9], "counts": [10**18]}
+    with pytest.raises(DataError, match="run lengths for 1000000000 x 1000000000 pixels; the picture has 120 x 90"):
+        detection(tmp_path, thing(1, 1, [0, 0, 9, 9], segmentation=runs)).split("test").regions([0])
 
 
 def test_pictures_and_masks_that_do_not_fit_are_named(tmp_path):

@@ -1,5 +1,7 @@
 """Framing: masks and boxes go where the picture goes."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -7,9 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
+from heatproof.datasets import pictures
 from heatproof.datasets.dataset import tight_boxes
 from heatproof.datasets.pictures import Framing
-from heatproof.errors import InputError
+from heatproof.errors import DataError, InputError
 from tests.datasets.annotated import FRAMINGS, lies_on, rectangle
 
 
@@ -70,3 +73,9 @@ def test_wrong_squashing_is_named():
         Framing(squash=True)
     with pytest.raises(InputError, match="squash: 1 must be true or false"):
         Framing(8, squash=1)
+
+
+def test_a_pipe_is_no_picture_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "0.png")
+    with pytest.raises(DataError, match=r"0\.png: image 0 cannot be read: it is a pipe or a device"):
+        pictures.read(tmp_path / "0.png", 0, Framing())

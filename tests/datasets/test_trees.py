@@ -110,6 +110,22 @@ def test_links_in_a_circle_end_and_other_links_are_followed(tree, tmp_path_facto
         opened(tree).split("train")
 
 
+def test_a_class_whose_link_leads_nowhere_is_named(tree):
+    (tree / "train" / "c").symlink_to("unmounted/c")
+    with pytest.raises(DataError, match=r"train/c: cannot be read: No such file"):
+        opened(tree)
+
+
+@pytest.mark.parametrize(("one", "other"), [("\u00e9", "e\u0301"), ("Cat", "cat"), ("cat", "cat ")])
+def test_one_class_in_two_spellings_is_no_two_classes(tree, one, other):
+    rectangle(tree / "train" / one / "0.png")
+    rectangle(tree / "test" / other / "0.png")
+    with pytest.raises(DataError, match="are one class in two spellings, each in another of"):
+        opened(tree)
+    rectangle(tree / "train" / other / "0.png")  # letters, for instance, are classes in either case
+    assert {one, other} <= set(opened(tree).class_names)
+
+
 def test_imagenet_takes_no_offence_at_folders_without_pictures(tmp_path):
     rectangle(tmp_path / "val" / "n01440764" / "0.JPEG")
     (tmp_path / "val" / "empty").mkdir()

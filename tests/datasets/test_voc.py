@@ -148,6 +148,8 @@ def test_names_may_have_dots(tmp_path):
         (voc_xml(120, 90, (WNID, -9, 0, 0, 5)), r"lies outside the picture"),
         (voc_xml(0, 90, (WNID, 1, 1, 2, 2)), r"the picture is said to be 0 x 90 pixels"),
         (voc_xml("x", 90), r"size/width is 'x'; expected a number of pixels"),
+        (voc_xml(120.5, 90), r"the picture is said to be 120\.5 x 90 pixels"),
+        ('<?xml version="1.0" encoding="klingon"?><annotation/>', r"cannot be read as XML: unknown encoding: klingon"),
         (voc_xml("nan", 90), r"size/width is 'nan'; expected a number of pixels"),
         (voc_xml(120, 90, (WNID, 1, 1, "", 2)), r"object 0: bndbox/xmax is ''; expected a number"),
     ],

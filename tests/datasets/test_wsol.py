@@ -173,7 +173,12 @@ def test_the_fingerprint_covers_the_localisation(tmp_path):
         ({"labels": "b.jpg,0\n"}, r"image_ids\.txt line 1: a\.jpg has no line in .*class_labels\.txt"),
         ({"labels": "\n"}, r"class_labels\.txt: holds no labels"),
         ({"labels": "a.jpg,cat\n"}, r"class_labels\.txt line 1: the label is 'cat'; expected an integer"),
-        ({"labels": "a.jpg,-1\n"}, r"class_labels\.txt line 1: the label is -1; labels count from 0"),
+        ({"labels": "a.jpg,-1\n"}, r"class_labels\.txt line 1: the label is -1; labels are numbers of classes, from 0"),
+        ({"labels": "a.jpg,99999999999\n"}, r"class_labels\.txt line 1: the label is 99999999999"),
+        ({"ids": ".\n", "labels": ".,0\n"}, r"image_ids\.txt line 1: names .*, which is no regular file"),
+        ({"localization": "a.jpg,0.5,0,4,9\n"}, r"localization\.txt line 1: x0 is '0\.5'; expected an integer"),
+        ({"localization": "a.jpg,nan,0,4,9\n"}, r"localization\.txt line 1: x0 is 'nan'; expected an integer"),
+        ({"localization": f"a.jpg,0,0,{10**20},9\n"}, r"box 0, 0, 1e\+20, 10 reaches far beyond the picture"),
         ({"labels": "a.jpg\n"}, r"class_labels\.txt line 1: 'a\.jpg'; expected id,label"),
         ({"localization": "a.jpg,5,0,4,9\n"}, r"localization\.txt line 1: box 5,0,4,9 is empty"),
         ({"localization": "a.jpg,0,5,9,4\n"}, r"localization\.txt line 1: box 0,5,9,4 is empty"),
@@ -197,6 +202,24 @@ def test_lists_that_cannot_be_used_are_named(tmp_path, changed, message):
     with pytest.raises(DataError, match=message) as error:
         opened(tmp_path).split("test")
     assert "\n" not in str(error.value)
+
+
+def test_lines_of_no_picture_and_pictures_without_a_line_are_logged(tmp_path, caplog):
+    for name in "ab":
+        rectangle(tmp_path / f"{name}.jpg")
+    metadata(tmp_path, ids="a.jpg\nb.jpg\n", labels="a.jpg,0\nb.jpg,0\n", localization="a.jpg,0,0,9,9\nB.jpg,0,0,9,9\n")
+    caplog.set_level("INFO")
+    opened(tmp_path).split("test")
+    assert "localization.txt: 1 ids are not in" in caplog.text
+    assert "such as B.jpg" in caplog.text
+    assert "has no line for 1 of 2 pictures, such as b.jpg" in caplog.text
+
+
+def test_boxes_that_seem_to_hold_width_and_height_are_logged(tmp_path, caplog):
+    with_box(tmp_path, "100,80,121,91")
+    assert not caplog.text
+    with_box(tmp_path, "100,80,130,91")
+    assert "localization.txt line 1: 1 boxes reach beyond their pictures" in caplog.text
 
 
 @pytest.mark.parametrize("sizes", ["a.jpg,90,120\n", "a.jpg,121,120\n"])

@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 import torch
 
-from heatproof import artefacts, store
+from heatproof import artefacts, plugins, store
 from heatproof.stages import train_cls
 from tests.end_to_end.conftest import heatproof, results
 
@@ -254,7 +254,22 @@ def test_a_reader_that_has_enough_is_no_error(command, monkeypatch, capfd):
     assert not capfd.readouterr().err
 
 
+def test_a_reader_that_has_enough_of_a_users_prints_is_no_error_of_theirs(small, monkeypatch):
+    def printing(run):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(plugins, "_NAMED", {"tests"})
+    monkeypatch.setattr(train_cls, "run", printing)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert heatproof("train-cls", "--config", small("printing")) == 141
+
+
 def test_another_broken_pipe_is_not_hidden(small, monkeypatch):
+    monkeypatch.setattr(plugins, "_NAMED", set())  # the tests, where it breaks, are no user's code
+
     def broken(run):
         raise BrokenPipeError
 

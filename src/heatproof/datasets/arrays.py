@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heatproof import artefacts
+from heatproof.datasets import trees
 from heatproof.datasets.dataset import PARTS, Indices, Part
 from heatproof.errors import DataError
 
@@ -149,7 +150,7 @@ def _file(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise DataError(f"{path}: no such file; Arrays reads an .npz file, or a folder with one .npz in it")
-    found = sorted(path.glob("*.npz"))
+    found = sorted(file for file in path.glob("*.npz") if not trees.is_hidden(file.name))
     if len(found) != 1:
         listed = ", ".join(file.name for file in found[:5]) or "none"
         raise DataError(

@@ -4,10 +4,11 @@ import functools
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -21,8 +22,6 @@ from heatproof.datasets.pictures import Exif, Framing, check_box
 from heatproof.errors import DataError, InputError
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 Objects = Literal["thing_class", "largest_class", "all"]
 
@@ -99,7 +98,8 @@ def coco(
         raise InputError(f"objects: {objects!r} must be 'thing_class', 'largest_class' or 'all'")
     framing, path = Framing(resize, crop, squash, exif), root / annotations
     content = listed.read_json(path)
-    categories, photographs, flat = _parsed(path, lambda: _read(path, content, root, images, masks, objects))
+    with _in_form(path):
+        categories, photographs, flat = _read(path, content, root, images, masks, objects)
     labelled = [photograph for photograph in photographs if any(not item.crowd for item in photograph.objects)]
     if not labelled:
         left_out = f"; left out: {flat[0]}" if flat else ""
@@ -196,7 +196,8 @@ class CocoSamples(FolderSamples):
         else:
             what = f"{self._annotations}: {own.file}"
             width, height = own.size or view.size
-            masks = [_parsed(what, functools.partial(_drawn, shape, width, height)) for shape in shaped]
+            with _in_form(what):
+                masks = [_drawn(shape, width, height) for shape in shaped]
             what += ": shape"
         union = np.any([view.mask(mask, what, own.file) for mask in masks], axis=0)
         region |= self.framing.mask(union.astype(np.uint8)) > 0
@@ -219,18 +220,22 @@ def _read(
     path: Path, content: dict[str, Any], root: Path, images: str, masks: str, objects: Objects
 ) -> tuple[dict[int, str], list[Photograph], list[str]]:
     """The categories that count, the photographs with their objects of these, and the objects that have no area."""
-    counts = {
-        int(entry["id"]): str(entry["name"])
-        for entry in content["categories"]
-        if objects == "largest_class" or entry.get("isthing", 1)
-    }
-    known = {int(entry["id"]) for entry in content["categories"]}
+    counts, known, places = dict[int, str](), set[int](), dict[str, str]()
+    for place, entry in enumerate(content["categories"]):
+        where = f"{path}: categories[{place}]"
+        with _in_form(where):
+            number, name = _integer(entry["id"]), str(entry["name"])
+        listed.once(places, f"id {number}", where)
+        known.add(number)
+        if objects == "largest_class" or entry.get("isthing", 1):
+            counts[number] = name
     found: dict[int, list[Object]] = defaultdict(list)
     files: dict[int, Path] = {}
     flat: list[str] = []
     pictured, sizes = _pictured(path, content["images"], root / images)
-    for annotation in content["annotations"]:
-        image = int(annotation["image_id"])
+    for place, annotation in enumerate(content["annotations"]):
+        with _in_form(f"{path}: annotations[{place}]"):
+            image = _integer(annotation["image_id"])
         if image not in pictured:
             raise DataError(
                 f"{path}: an annotation is of picture {image}, which is not among its images; correct the file"
@@ -241,17 +246,28 @@ def _read(
         else:
             items = [annotation]
         for item in items:
-            if item["category_id"] not in known:
-                raise DataError(f"{path}: picture {image}: category {item['category_id']} is not among its categories")
-            if item["category_id"] in counts:
-                where = f"{path}: picture {image}: object {item['id']}"
-                own = _object(where, item, flat)
+            where = f"{path}: picture {image}: object {item.get('id', f'annotations[{place}]')}"
+            with _in_form(where):
+                category = _integer(item["category_id"])
+            if category not in known:
+                raise DataError(f"{path}: picture {image}: category {category} is not among its categories")
+            if category in counts:
+                with _in_form(where):
+                    own = _object(where, item, flat)
                 if own is not None:
                     found[image].append(own)
+    beyond: list[str] = []
     for image, size in sizes.items():
         if size is not None:
             for placed in found[image]:
                 check_box(placed.box.tolist(), size, f"{path}: {pictured[image]}")
+                if pictures.reaches_beyond(placed.box.tolist(), size):
+                    beyond.append(pictured[image])
+    if beyond:
+        logger.warning(
+            "%s: %d boxes reach beyond their pictures, the first one that of %s; COCO's boxes are left, top, width and height, "
+            "not corners", path, len(beyond), beyond[0],
+        )  # fmt: skip
     photographs = [
         Photograph(file, sizes[image], files.get(image), tuple(found[image])) for image, file in pictured.items()
     ]
@@ -266,17 +282,31 @@ def _pictured(
     sizes: dict[int, tuple[int, int] | None] = {}
     places: dict[str, str] = {}
     for place, entry in enumerate(entries):
-        image, where = int(entry["id"]), f"{path}: images[{place}]"
-        file = entry["file_name"] if entry.get("file_name") else _file_of(entry["coco_url"], folder)
+        where = f"{path}: images[{place}]"
+        with _in_form(where):
+            image, file, size = _integer(entry["id"]), _file(entry, folder), _size(entry)
         listed.once(places, f"id {image}", where)
         listed.once(places, f"file {file}", where)
-        files[image], sizes[image] = file, None
-        if entry.get("width") or entry.get("height"):
-            width, height = int(entry["width"]), int(entry["height"])
-            if width < 1 or height < 1:
-                raise DataError(f"{where}: {file} is said to be {width} x {height} pixels; correct or remove both")
-            sizes[image] = width, height
+        files[image], sizes[image] = file, size
+        if size is not None and min(size) < 1:
+            raise DataError(f"{where}: {file} is said to be {size[0]} x {size[1]} pixels; correct or remove both")
     return files, sizes
+
+
+def _file(entry: dict[str, Any], folder: Path) -> str:
+    """The file of a photograph, below the folder of all."""
+    if not entry.get("file_name") and entry.get("coco_url"):
+        return _file_of(entry["coco_url"], folder)
+    if not isinstance(entry["file_name"], str):
+        raise TypeError(f"file_name is {entry['file_name']!r}; expected text")
+    return entry["file_name"]
+
+
+def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """Width and height of a photograph; None where neither is given, or both are 0."""
+    if not entry.get("width") and not entry.get("height"):
+        return None
+    return _integer(entry["width"]), _integer(entry["height"])
 
 
 def _file_of(url: str, folder: Path) -> str:
@@ -298,16 +328,16 @@ def _object(where: str, entry: dict[str, Any], flat: list[str]) -> Object | None
     if width == 0 or height == 0:
         flat.append(empty)
         return None
-    area = float(entry.get("area", width * height))
+    area = width * height if entry.get("area") is None else float(entry["area"])
     if not np.isfinite((left, top, width, height, area)).all():
         raise DataError(
             f"{where}: box {left:g}, {top:g}, {width:g}, {height:g} of area {area:g} has a value that is no finite number; "
             "correct or remove the annotation"
         )
     return Object(
-        category=int(entry["category_id"]),
+        category=_integer(entry["category_id"]),
         area=area,
-        crowd=bool(entry.get("iscrowd", 0)),
+        crowd=bool(_integer(entry.get("iscrowd") or 0)),
         box=np.array([left, top, left + width, top + height]),
         shape=_shape(entry.get("segmentation")),
     )
@@ -318,10 +348,20 @@ def _shape(given: Any) -> Any:
     return given if isinstance(given, dict | int) or (given and any(given)) else None
 
 
+def _integer(value: Any) -> int:
+    """A whole number, which may be written as 3, 3.0 or "3"."""
+    if (number := float(value)) % 1:
+        raise ValueError(f"{number:g} is no whole number")
+    return int(value)
+
+
 def _drawn(shape: Any, width: int, height: int) -> NDArray[np.bool_]:
     """Polygons or run lengths as a mask (height, width)."""
     if isinstance(shape, dict):
-        return run_lengths(shape["counts"], *shape["size"])
+        size = [_integer(side) for side in shape["size"]]
+        if sorted(size) != sorted((height, width)):
+            raise ValueError(f"run lengths for {size[-1]} x {size[0]} pixels; the picture has {width} x {height}")
+        return run_lengths(shape["counts"], *size)
     if not all(np.isfinite(polygon).all() for polygon in shape):
         raise ValueError("a polygon has a corner that is no finite number")
     filled: NDArray[np.bool_] = np.any([inside(np.array(polygon), height, width) for polygon in shape], axis=0)
@@ -370,8 +410,10 @@ def run_lengths(counts: str | Sequence[int], height: int, width: int) -> NDArray
            [1, 0, 0]])
     """
     lengths = _unpacked(counts) if isinstance(counts, str) else list(counts)
-    if sum(lengths) != height * width or min(lengths) < 0:
-        raise ValueError(f"run lengths add up to {sum(lengths)} pixels; expected {height} x {width}")
+    total = sum(lengths)
+    if total != height * width or min(lengths) < 0:
+        shown = total if abs(total) < 10**12 else "far too many"  # of a damaged string, longer than Python prints
+        raise ValueError(f"run lengths add up to {shown} pixels; expected {height} x {width}")
     values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
     return values.reshape(width, height).T
 
@@ -393,10 +435,11 @@ def _unpacked(text: str) -> list[int]:
     return lengths
 
 
-def _parsed(where: object, parse: Callable[[], T]) -> T:
-    """What is read from a JSON file's content; what it lacks becomes one line."""
+@contextmanager
+def _in_form(where: object) -> Iterator[None]:
+    """While a JSON file's content is read; what it lacks becomes one line."""
     try:
-        return parse()
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise DataError(f"{where}: is not in COCO's form: {reason}; restore the file") from error

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import logging
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}; restore the file") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}; expected an object with names")
@@ -149,12 +150,15 @@ def bytes_of(path: Path, where: str) -> int:
     """Size of a file that a list names.
 
     Raises:
-        DataError: it is not there.
+        DataError: it is not there, or is a folder, a pipe or a device.
     """
     try:
-        return path.stat().st_size
-    except OSError as error:
+        found = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise DataError(f"{where}: names {path}, which is not there; restore the file, or remove the entry") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{where}: names {path}, which is no regular file; restore the file, or remove the entry")
+    return found.st_size
 
 
 def _text(path: Path) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from heatproof import plugins
+from heatproof.datasets import trees
 from heatproof.datasets.arrays import NpzSource
 from heatproof.datasets.coco import coco
 from heatproof.datasets.counting import Counting, CountingPictures, CountingSource
@@ -46,7 +47,7 @@ def _cifar10_qa(
     train_images: int = 4000,
     test_images: int = 1000,
 ) -> Source:
-    held = folder.is_file() or any(folder.glob("*.npz"))
+    held = folder.is_file() or any(not trees.is_hidden(file.name) for file in folder.glob("*.npz"))
     pictures = NpzSource(folder) if held else Cifar10Source(folder)
     grids = CountingPictures(pictures, seed, split_ratio, grid_size, class_idx, train_images, test_images)
     return resized(grids, size)

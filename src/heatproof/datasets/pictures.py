@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import struct
 import warnings
 import zlib
@@ -273,7 +274,7 @@ def check_box(box: Sequence[float], size: tuple[int, int], where: object) -> Non
             the picture's own side, as boxes do that were given for another size.
     """
     (x0, y0, x1, y1), (width, height) = box, size
-    if not np.isfinite(box).all():
+    if not all(-math.inf < corner < math.inf for corner in box):  # NumPy has no integers of any length
         wrong = "has a corner that is no finite number"
     elif x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
         wrong = f"lies outside the picture of {width} x {height} pixels"
@@ -282,6 +283,15 @@ def check_box(box: Sequence[float], size: tuple[int, int], where: object) -> Non
     else:
         return
     raise DataError(f"{where}: box {x0:g}, {y0:g}, {x1:g}, {y1:g} {wrong}; correct or remove the annotation")
+
+
+def reaches_beyond(box: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether a box x0, y0, x1, y1 reaches beyond a picture of this width and height by more than rounding explains.
+
+    >>> reaches_beyond((-1, 0, 10, 11), (10, 10)), reaches_beyond((5, 5, 13, 8), (10, 10))
+    (False, True)
+    """
+    return min(box[0], box[1]) < -2 or box[2] > size[0] + 2 or box[3] > size[1] + 2
 
 
 def read(path: Path, index: int, framing: Framing) -> Tensor:
@@ -403,6 +413,8 @@ def is_turned(picture: Image.Image) -> bool:
 @contextmanager
 def _opened(path: Path, what: str) -> Iterator[Image.Image]:
     try:
+        if not path.is_file() and path.exists() and not path.is_dir():
+            raise OSError("it is a pipe or a device")  # of which the first byte might never come
         with Image.open(path) as picture:
             yield picture
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -4,10 +4,12 @@ Operating systems, servers and notebooks leave folders and files of their own am
 pictures, and neither is a folder without pictures: counted as a class, it would shift the labels of all others.
 """
 
+import errno
 import logging
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from heatproof.datasets import pictures
@@ -23,6 +25,11 @@ SYSTEM = frozenset(
         "thumbs.db", "ehthumbs.db", "desktop.ini",
     }
 )  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or belongs to a system."""
+    return name.startswith(".") or name.lower() in SYSTEM
 
 
 class LeftOut:
@@ -56,7 +63,7 @@ def class_folders(roots: Sequence[Path], declared: Collection[str] = ()) -> list
         declared: names that are classes even where their folder is empty.
 
     Raises:
-        DataError: a folder cannot be read.
+        DataError: a folder cannot be read, a link leads nowhere, or two trees spell a class differently.
     """
     left_out = {root: LeftOut() for root in roots}
     folders = {root: list(_subfolders(root, left_out[root])) for root in roots}
@@ -71,7 +78,22 @@ def class_folders(roots: Sequence[Path], declared: Collection[str] = ()) -> list
             if folder.name not in names:
                 left_out[root].add("folders without pictures", folder)
         left_out[root].log(root)
+    _check_spellings(names, folders)
     return sorted(names)
+
+
+def _check_spellings(names: Collection[str], folders: Mapping[Path, Sequence[Path]]) -> None:
+    """Refuses two classes whose names look alike and stand in no tree side by side: one class under two spellings."""
+    spellings: dict[str, str] = {}
+    for name in sorted(names):
+        other = spellings.setdefault(unicodedata.normalize("NFKC", name).strip().casefold(), name)
+        spelling = [root for root, own in folders.items() if any(folder.name in (name, other) for folder in own)]
+        beside = any({name, other} <= {folder.name for folder in own} for own in folders.values())
+        if other != name and not beside:
+            raise DataError(
+                f"{spelling[-1]}: the classes {other!a} and {name!a} are one class in two spellings, each in another of "
+                f"{', '.join(map(str, spelling))}; rename the folders of one of the two"
+            )
 
 
 def pictures_below(folder: Path, left_out: LeftOut) -> list[tuple[Path, int]]:
@@ -128,6 +150,13 @@ def _subfolders(root: Path, left_out: LeftOut) -> Iterator[Path]:
             left_out.add("links that lead up", path)
         elif _is_folder(entry):
             yield path
+        elif entry.is_symlink():  # to a file, or to nothing
+            try:
+                path.stat()
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise _unreadable(path, error.strerror) from error
+                left_out.add("links that lead to themselves", path)
 
 
 def _entries(folder: Path, left_out: LeftOut) -> list["os.DirEntry[str]"]:
@@ -141,7 +170,7 @@ def _entries(folder: Path, left_out: LeftOut) -> list["os.DirEntry[str]"]:
         ) from error
     kept = []
     for entry in entries:
-        if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
+        if is_hidden(entry.name):
             left_out.add("hidden or system entries", folder / entry.name)
         else:
             kept.append(entry)
@@ -165,8 +194,12 @@ def _size_of_picture(entry: "os.DirEntry[str]", left_out: LeftOut) -> int | None
     try:
         found = entry.stat()
     except OSError as error:  # a link that leads nowhere, or to itself
-        raise DataError(f"{entry.path}: cannot be read: {error.strerror}; restore or remove it") from error
+        raise _unreadable(Path(entry.path), error.strerror) from error
     if stat.S_ISREG(found.st_mode):
         return found.st_size
     left_out.add("folders and devices with the ending of a picture", Path(entry.path))
     return None
+
+
+def _unreadable(path: Path, reason: object) -> DataError:
+    return DataError(f"{path}: cannot be read: {reason}; restore or remove it")

@@ -78,7 +78,7 @@ def read(path: Path) -> Annotated:
         raise DataError(
             f"{path}: no such annotation; put the picture's XML file there, or remove the picture"
         ) from error
-    except (OSError, ElementTree.ParseError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise DataError(f"{path}: cannot be read as XML: {' '.join(str(error).split())}; restore the file") from error
     size, objects, flat = _size(path, tree), [], []
     for place, item in enumerate(tree.iter("object")):
@@ -102,12 +102,12 @@ def _size(path: Path, tree: ElementTree.Element) -> tuple[int, int] | None:
     """Width and height; None where the file has neither, or 0 for both, as some programs write for unknown."""
     if all((tree.findtext(f"size/{side}") or "").strip() in ("", "0") for side in ("width", "height")):
         return None
-    width, height = (int(_number(path, tree, f"size/{side}")) for side in ("width", "height"))
-    if width < 1 or height < 1:
+    width, height = (_number(path, tree, f"size/{side}") for side in ("width", "height"))
+    if width < 1 or height < 1 or width % 1 or height % 1:
         raise DataError(
-            f"{path}: the picture is said to be {width} x {height} pixels; correct size/width and size/height, or remove both"
+            f"{path}: the picture is said to be {width:g} x {height:g} pixels; correct size/width and size/height, or remove both"
         )
-    return width, height
+    return int(width), int(height)
 
 
 def _number(where: object, item: ElementTree.Element, field: str) -> float:

@@ -2,7 +2,8 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,13 @@ from heatproof.datasets import listed, pictures
 from heatproof.datasets.dataset import WITHOUT_TRAINING, Boxes, Indices, Part
 from heatproof.datasets.folders import FolderSamples
 from heatproof.datasets.listed import ListedSource
-from heatproof.datasets.pictures import INCLUSIVE, Exif, Framing, check_box
+from heatproof.datasets.pictures import INCLUSIVE, Exif, Framing, check_box, reaches_beyond
 from heatproof.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+_MOST_CLASSES = 10**6  # of which each gets a name; more are no labels
 
 
 @dataclass(frozen=True)
@@ -209,10 +215,27 @@ def _opened(root: Path, folder: Path, mask_root: Path, labels: dict[str, int], f
         for name, own in zip(files, masks, strict=True):
             for path in (*own.objects, *([own.ignored] if own.ignored else [])):
                 digest.update(f"{listed.bytes_of(path, f'{localization}: {name}')}\n".encode())
-    if lines and known.keys().isdisjoint(files):
-        raise DataError(f"{localization}: names none of the pictures of {ids}; the ids must be the same in both")
+    if lines:
+        _compare(localization, known.keys(), ids, places.keys())
     numbers = np.array([labels[name] for name in files], dtype=np.int64)
     return WsolSamples(root, files, numbers, framing, digest.hexdigest(), located, masks)
+
+
+def _compare(localization: Path, located: Set[str], ids: Path, files: Set[str]) -> None:
+    """Logs which lines of a localisation are of no picture, and how many pictures are without a line.
+
+    Raises:
+        DataError: no line is of a picture.
+    """
+    if located.isdisjoint(files):
+        raise DataError(f"{localization}: names none of the pictures of {ids}; the ids must be the same in both")
+    if strange := sorted(located - files):
+        logger.warning("%s: %d ids are not in %s, such as %s", localization, len(strange), ids, strange[0])
+    if bare := sorted(files - located):
+        logger.info(
+            "%s: has no line for %d of %d pictures, such as %s; these have no object",
+            localization, len(bare), len(files), bare[0],
+        )  # fmt: skip
 
 
 def _labels(folder: Path) -> dict[str, int]:
@@ -222,8 +245,10 @@ def _labels(folder: Path) -> dict[str, int]:
         name, text = _fields(where, line, "id,label")
         listed.once(places, name, where)
         labels[name] = listed.whole_number(where, "the label", text)
-        if labels[name] < 0:
-            raise DataError(f"{where}: the label is {labels[name]}; labels count from 0")
+        if not 0 <= labels[name] < _MOST_CLASSES:
+            raise DataError(
+                f"{where}: the label is {labels[name]}; labels are numbers of classes, from 0, below {_MOST_CLASSES}"
+            )
     if not labels:
         raise DataError(f"{folder / 'class_labels.txt'}: holds no labels")
     return labels
@@ -264,6 +289,7 @@ def _located(
 ) -> dict[str, Located]:
     """The boxes of each id."""
     located: dict[str, Located] = {}
+    beyond: list[str] = []
     for where, line in lines:
         name, *texts = _fields(where, line, "id,x0,y0,x1,y1")
         x0, y0, x1, y1 = (
@@ -278,7 +304,14 @@ def _located(
         size = None if sizes is None else sizes[name]
         if size is not None:
             check_box((x0, y0, x1 + 1, y1 + 1), size, where)
+            if reaches_beyond((x0, y0, x1 + 1, y1 + 1), size):
+                beyond.append(where)
         located.setdefault(name, Located([], size, named_by)).corners.append((x0, y0, x1, y1))
+    if beyond:
+        logger.warning(
+            "%s: %d boxes reach beyond their pictures, the first one in this line; boxes are x0,y0,x1,y1, not width and height",
+            beyond[0], len(beyond),
+        )  # fmt: skip
     return located
 
 
@@ -296,8 +329,11 @@ def _masks(lines: Sequence[tuple[str, str]], mask_root: Path) -> dict[str, Masks
 
 
 def _names_a_box(line: str) -> bool:
-    """Whether a line of a localisation ends in four integers."""
-    return all(text.strip().lstrip("-").isdigit() for text in line.rsplit(",", 4)[1:]) and line.count(",") >= 4
+    """Whether a line of a localisation ends in four numbers, of which some may not be those of pixels."""
+    try:
+        return len([float(text) for text in line.rsplit(",", 4)[1:]]) == 4
+    except ValueError:
+        return False
 
 
 def _fields(where: str, line: str, form: str) -> list[str]:
