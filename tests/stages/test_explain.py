@@ -1,5 +1,6 @@
 """explain as a user types it: any picture, any method, files that can be read, and one line where it cannot be done."""
 
+import os
 import shutil
 import struct
 import zlib
@@ -187,6 +188,7 @@ def test_help_tells_the_options_of_the_method_that_is_named(capsys):
     ("changes", "message"),
     [
         ({"pictures": "pictures/rbg.png"}, "rbg.png: no such file; did you mean 'rgb.png'?"),
+        ({"pictures": "pipe.png"}, "pipe.png: picture cannot be read: it is a pipe or a device"),
         ({"pictures": "empty"}, "empty: no picture in this folder"),
         ({"pictures": "broken.png"}, "broken.png: picture cannot be read"),
         ({"pictures": "broken.jpg"}, "broken.jpg: picture cannot be read: image file is truncated"),
@@ -239,6 +241,8 @@ def one_line(error, message):
 
 def broken_pictures(folder):
     (folder / "empty").mkdir(exist_ok=True)
+    if not (folder / "pipe.png").exists():
+        os.mkfifo(folder / "pipe.png")
     (folder / "broken.png").write_bytes((folder / "pictures" / "rgb.png").read_bytes()[:300])
     (folder / "broken.jpg").write_bytes((folder / "pictures" / "cmyk.jpg").read_bytes()[:2000])
     (folder / "nothing.png").write_bytes(b"")

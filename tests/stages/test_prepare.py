@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -199,6 +200,13 @@ def test_a_plain_tree_needs_no_annotations(pictures):
     assert len(data.split("train")) + len(data.split("validation")) == 6
     assert data.split("test").regions([0]) is None
     np.testing.assert_array_equal(opened(pictures, train="train_shuffle.json").split("train").labels < 3, True)
+
+
+def test_names_that_are_no_text_are_read_all_the_same(pictures):
+    first = pictures / "train" / "cat" / "cat_train0.png"
+    first.rename(first.with_name(os.fsdecode(b"\xff.png")))
+    assert command(pictures, annotated=False) == 0
+    assert len(opened(pictures).source.open("train").labels) == 12
 
 
 def test_what_is_no_picture_and_no_class_is_left_out(pictures, caplog):

@@ -111,7 +111,7 @@ def _opened(path: Path, framing: Framing, recorded: bool) -> FolderSamples:
         size = listed.bytes_of(root / file, f"{path}: samples[{place}]")
         # Where a tree lies says nothing about its pictures.
         files.append(Path(file).relative_to(root).as_posix() if Path(file).is_relative_to(root) else file)
-        digest.update(f"{files[-1]}\0{labels[place]}\0{size}\n".encode())
+        digest.update(f"{files[-1]}\0{labels[place]}\0{size}\n".encode(errors="surrogateescape"))
     boxes_path = path.with_name(f"{path.stem}_bboxes.json")
     if not boxes_path.is_file():
         return FolderSamples(root, files, labels, framing, digest.hexdigest())

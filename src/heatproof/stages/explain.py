@@ -306,10 +306,10 @@ def _files(sources: Sequence[Path]) -> list[Path]:
             if not inside:
                 raise DataError(f"{source}: no picture in this folder; known are {' '.join(pictures.SUFFIXES)}")
             files += inside
-        elif source.is_file():
+        elif source.exists():
             files.append(source)
         else:
-            there = [path.name for path in source.parent.iterdir()] if source.parent.is_dir() else []
+            there = [path.name for path in source.parent.iterdir() if path.exists()] if source.parent.is_dir() else []
             hint = difflib.get_close_matches(source.name, there, n=1)
             raise DataError(f"{source}: no such file{f'; did you mean {hint[0]!r}?' if hint else ''}")
     return list(dict.fromkeys(files))
