@@ -131,6 +131,17 @@ def test_the_log_says_what_of_a_file_is_read(net, tmp_path, caplog):
     assert caplog.messages == ["w.pt: the weights below 'state_dict.net.' are read; 1 other tensors are not"]
 
 
+@pytest.mark.parametrize("wrap", ["plain", "nested"])
+def test_a_network_that_reads_by_version_gets_its_weights(tmp_path, wrap):
+    arch = "torchvision.models.mnasnet0_5"
+    torch.manual_seed(5)
+    network = load(arch, num_classes=4, normalization=HALF).module
+    torch.save(FORMS[wrap](network.state_dict()), tmp_path / "w.pt")
+    torch.manual_seed(6)
+    loaded = load(arch, num_classes=4, pretrained_weights=tmp_path / "w.pt", normalization=HALF).module
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("keys", "inner"),
     [(("state_dict", "state_dict_ema"), ""), (("model", "model_ema"), "module."), (("net", "best"), "")],
@@ -157,22 +168,22 @@ def test_a_wrapped_network_takes_the_weights_of_the_one_inside_but_a_layer_does_
         put_weights(single, dict(net.state_dict()), where="w.pt", arch="single")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda state: {}, r"w\.pt: holds no tensor with a name \(dict\)"),
-        (lambda state: [torch.zeros(3)], r"does not fit .*Net: the file has no token, body\.0\.weight, body\.0\.bias \(and 6 more\); the model has no 0$"),
-        (lambda state: {"epoch": 3}, "holds no tensor with a name"),
-        (lambda state: state | {"fc.weight": torch.zeros(9, 6), "fc.bias": torch.zeros(9)}, r"fc\.weight has shape \(9, 6\) in the file and \(4, 6\) in the model, fc\.bias has shape \(9,\).*; check the number of classes"),
-        (lambda state: {"model": {n: v for n, v in state.items() if n != "fc.bias"}, "epoch": 1}, r"the file has no fc\.bias$"),
-        (lambda state: {"model": state | {"fc.scale": torch.zeros(1)}}, r"the model has no fc\.scale$"),
-        (lambda state: {"model": state | {"fc.bias": torch.full((4,), torch.nan)}}, r"fc\.bias holds NaN or infinity"),
-        (lambda state: state | {"fc.bias": torch.zeros(4).to_sparse()}, r"fc\.bias is quantised, sparse or without values"),
-        (lambda state: Net(), r"is no tensors-only file of weights \(it names .*Net\); nothing of it was run; .*torch\.save\(model\.state_dict\(\), path\)"),
-        (lambda state: {"format": "heatproof/masker", "masker": state}, "is a file of heatproof/masker, not the weights of a network alone"),
-        (lambda state: {"a.token": state["token"], "a": {"token": state["token"]}}, r"has two tensors of the name a\.token"),
-    ],
-)  # fmt: skip
+REFUSED = {
+    "no tensor": (lambda state: {}, r"w\.pt: holds no tensor with a name \(dict\)"),
+    "a list of one tensor": (lambda state: [torch.zeros(3)], r"does not fit .*Net: the file has no token, body\.0\.weight, body\.0\.bias \(and 6 more\); the model has no 0$"),
+    "numbers only": (lambda state: {"epoch": 3}, "holds no tensor with a name"),
+    "of another number of classes": (lambda state: state | {"fc.weight": torch.zeros(9, 6), "fc.bias": torch.zeros(9)}, r"fc\.weight has shape \(9, 6\) in the file and \(4, 6\) in the model, fc\.bias has shape \(9,\).*; check the number of classes"),
+    "without one of the network's tensors": (lambda state: {"model": {n: v for n, v in state.items() if n != "fc.bias"}, "epoch": 1}, r"the file has no fc\.bias$"),
+    "with a tensor more than the network": (lambda state: {"model": state | {"fc.scale": torch.zeros(1)}}, r"the model has no fc\.scale$"),
+    "with NaN": (lambda state: {"model": state | {"fc.bias": torch.full((4,), torch.nan)}}, r"fc\.bias holds NaN or infinity"),
+    "sparse": (lambda state: state | {"fc.bias": torch.zeros(4).to_sparse()}, r"fc\.bias is quantised, sparse or without values"),
+    "a pickled network": (lambda state: Net(), r"is no tensors-only file of weights \(it names .*Net\); nothing of it was run; .*torch\.save\(model\.state_dict\(\), path\)"),
+    "a masker of train-masker": (lambda state: {"format": "heatproof/masker", "masker": state}, "is a file of heatproof/masker, not the weights of a network alone"),
+    "one name twice": (lambda state: {"a.token": state["token"], "a": {"token": state["token"]}}, r"has two tensors of the name a\.token"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_does_not_fit_is_one_line(net, tmp_path, change, message):
     torch.save(change(dict(net.state_dict())), tmp_path / "w.pt")
     with pytest.raises(ModelError, match=message) as error:

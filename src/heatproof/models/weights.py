@@ -16,7 +16,7 @@ import logging
 import pickle
 import re
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +148,11 @@ def put_weights(module: nn.Module, state: State, *, where: str, arch: str) -> No
         _check_values(f"{where}: {name}", value)
     if place.others:
         logger.info("%s: the weights below %r are read; %d other tensors are not", where, place.prefix, place.others)
-    module.load_state_dict(place.weights)
+    own = module.state_dict()
+    # Some modules read by the version that their state dict states (MNASNet, batch norms). Names and shapes are those of this one.
+    fitting = OrderedDict((name, place.weights.get(name, value)) for name, value in own.items())
+    fitting._metadata = own._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(fitting)
 
 
 @dataclass(frozen=True)
