@@ -199,3 +199,36 @@ def test_a_module_under_two_names_is_found_by_both():
     relu = nn.ReLU()
     model = nn.Sequential(relu, relu)
     assert module_named(model, "1") is relu
+
+
+class NormOfTokens(nn.Module):
+    """A batch norm over a grid that is a view of tokens, or whose output is read as tokens, as in LeViT and XCiT."""
+
+    def __init__(self, before, after):
+        super().__init__()
+        self.before, self.after = before, after
+        self.norm = nn.BatchNorm2d(6)
+        nn.init.normal_(self.norm.weight)
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, images):
+        tokens = images.flatten(2).mT.contiguous() if self.before else images
+        grid = tokens.mT.unflatten(2, (4, 4)) if self.before else images
+        output = self.norm(grid)
+        output = output.flatten(2).mT.contiguous() if self.after else output
+        return (output * torch.arange(96.0).sin().reshape(output.shape[1:])).flatten(1).sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True), (True, True)])
+def test_the_gradient_of_one_image_through_a_batch_norm_of_tokens_is_that_in_a_batch(before, after):
+    torch.manual_seed(0)
+    model, image = NormOfTokens(before, after), torch.randn(1, 6, 4, 4)
+
+    def gradient(images):
+        images = images.clone().requires_grad_()
+        with frozen_eval(model):
+            return torch.autograd.grad(model(images).sum(), images)[0][:1]
+
+    torch.testing.assert_close(gradient(image), gradient(image.repeat(2, 1, 1, 1)))
+    assert not model.norm._forward_hooks
+    assert not model.norm._forward_pre_hooks

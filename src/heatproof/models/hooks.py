@@ -130,7 +130,8 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no gradients for parameters, inside the block.
 
     Then every module's mode and every parameter's `requires_grad` are as before, even where they differed
-    from one another. No `.grad` is touched. What was compiled runs as it was written. Gradients with respect to inputs and outputs of layers work as usual.
+    from one another. No `.grad` is touched. What was compiled runs as it was written. Gradients with respect to inputs and outputs of layers work as usual;
+    those of batch norms are right for one image as well (`_one_image_through_norms`).
 
     >>> model = nn.Dropout()
     >>> with frozen_eval(model):
@@ -145,13 +146,46 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
         model.eval()
         for parameter, _ in flags:
             parameter.requires_grad = False
-        with _as_written():
+        with _as_written(), _one_image_through_norms(model):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad = flag
+
+
+@contextmanager
+def _one_image_through_norms(model: nn.Module) -> Iterator[None]:
+    """Batch norms get one image, and its gradient, in memory that can be read in one way only.
+
+    Of a batch of one, tokens (1, T, C) seen as (1, C, h, w) have a stride of the batch that no image fills. torch's backward
+    pass on CPUs takes such a tensor for another memory format than the gradient's (seen in 2.15), and the gradient is wrong: its
+    channels are exchanged with its places.
+    """
+
+    def before(module: nn.Module, arguments: tuple[Any, ...]) -> Any:
+        return tuple(_plainly_stored(value) if isinstance(value, Tensor) else value for value in arguments)
+
+    def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(_plainly_stored)
+
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    handles = [norm.register_forward_pre_hook(before) for norm in norms]
+    handles += [norm.register_forward_hook(after) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _plainly_stored(values: Tensor) -> Tensor:
+    """The tensor, copied where the stride of a batch of one is smaller than an image."""
+    if values.shape[0] != 1 or values.stride(0) >= values[0].numel():
+        return values
+    return values.clone(memory_format=torch.contiguous_format)
 
 
 @contextmanager
