@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from heatproof.errors import ModelError
+from heatproof.methods.options import in_double
 from heatproof.methods.rules import OF_ONE_NUMBER, Called, Rule, multi_head, named, replaced
 
 SMALLEST_DIFFERENCE = 1e-6
@@ -193,16 +194,19 @@ def _softmax(call: Called, reference: Reference) -> Callable[[Tensor], Tensor]:
     x, x0 = call.x.detach().clone(), reference.inputs[0]
 
     def rule(gradient: Tensor) -> Tensor:
-        # Softmax does not change when a number is taken from both x and x0.
-        most = torch.maximum(x, x0).amax(dim=axis, keepdim=True)
-        e, e0 = (x - most).exp(), (x0 - most).exp()
+        # Softmax does not change when a number is taken from both x and x0. One of them may lie far below the other: exp
+        # underflows there at -100 in single precision.
+        wide, wide0 = in_double(x), in_double(x0)
+        most = torch.maximum(wide, wide0).amax(dim=axis, keepdim=True)
+        e, e0 = (wide - most).exp(), (wide0 - most).exp()
         r, r0 = 1 / e.sum(dim=axis, keepdim=True), 1 / e0.sum(dim=axis, keepdim=True)
-        to_e = gradient * (r + r0) / 2
-        to_r = (gradient * (e + e0) / 2).sum(dim=axis, keepdim=True)
+        arriving = in_double(gradient)
+        to_e = arriving * (r + r0) / 2
+        to_r = (arriving * (e + e0) / 2).sum(dim=axis, keepdim=True)
         to_e = to_e - to_r * r * r0  # (r - r0) / (s - s0) = -r r0
-        run = x - x0
+        run = wide - wide0
         secants = torch.where(run.abs() < SMALLEST_DIFFERENCE, e, (e - e0) / run)
-        return to_e * torch.where(torch.isfinite(run), secants, 0.0)  # both are -inf under a mask
+        return (to_e * torch.where(torch.isfinite(run), secants, 0.0)).to(gradient)  # both are -inf under a mask
 
     return rule
 
