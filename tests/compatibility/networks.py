@@ -70,7 +70,8 @@ def calibrated(model: nn.Module, side: int) -> nn.Module:
         for norm in norms:
             norm.train().momentum = 1.0
         if norms:
-            model(torch.randn(8, 3, side, side))
+            # Flat colours and fine noise, as in the picture that is explained: no ReLU is dead there.
+            model(0.4 * torch.randn(8, 3, 1, 1) + 0.1 * torch.randn(8, 3, side, side))
         for norm, momentum in zip(norms, kept, strict=True):
             norm.eval().momentum = momentum
             # Channels that hardly vary in this batch would be blown up.
@@ -142,6 +143,7 @@ NETWORKS = (
     tv("ResNet", "resnet18", 32, "layer1"),
     tv("ResNet", "resnet50", 32, "layer1.0.conv2", width_per_group=16),
     tm("ResNeXt", "resnext50_32x4d", 32, "layer1.0.conv2", channels=[16, 32, 48, 64]),
+    tv("DenseNet", "densenet121", 32, "features.transition1.pool"),
     tv("GoogLeNet", "googlenet", 32, "inception3a.branch1", init_weights=False),
     tv("Inception", "inception_v3", 75, "Mixed_5b.branch1x1", init_weights=False),
     tv("MobileNet", "mobilenet_v2", 32, "features.3", width_mult=0.35),

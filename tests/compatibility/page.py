@@ -111,6 +111,7 @@ REASONS = {
     r"is no vision transformer": "not a ViT that is known",
     r"calls no attention": "no attention",
     r"called no ReLU": "no ReLU",
+    r"a map sums to": "misses the difference of the logits",
     r"has no rule for ([^,(]*?) ?[,(]": r"no rule for \1",
     r"no rule for (multi-head attention with a mask)": r"no rule for \1",
 }
