@@ -293,6 +293,11 @@ def test_labels_that_the_classifier_does_not_know_are_one_line(trained, capsys):
     torch.save(state, weights)
     known = "train_masker.model.normalization={mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"
     message = refused(capsys, "train-masker", "--config", path, *fewer, known)
+    assert "gives 3 outputs, and Planted has 4 classes" in message
+    names = trained.parent / "names.txt"
+    names.write_text("one\ntwo\nthree\n")
+    known = (known, f"train_masker.model.class_names={names}")
+    message = refused(capsys, "train-masker", "--config", path, *fewer, *known)
     assert (
         "label 3 (rising) is no class of the classifier, which has 3; mend model, or set train_masker.target: predicted"
         in message
@@ -303,7 +308,7 @@ def test_labels_that_the_classifier_does_not_know_are_one_line(trained, capsys):
         "train_masker.permuted_labels=false",
         "train_masker.nb_epochs=1",
     )
-    assert heatproof("train-masker", "--config", path, *fewer, *options) == 0
+    assert heatproof("train-masker", "--config", path, *fewer, *known, *options) == 0
     with (trained.parent / "fewer" / "train_masker" / "fix" / "history.csv").open(newline="") as file:
         (line,) = csv.DictReader(file)
     assert float(line["validation_accuracy"]) == 1.0

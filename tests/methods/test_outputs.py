@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from heatproof.methods.attention import Chefer, GradientRollout, LeGrad, StopGradient
+from heatproof.methods.gradient import VarGrad
 from heatproof.methods.gradmask import GradMask
 from heatproof.methods.transformer_lrp import TransformerAttribution, TransformerLrp
 from heatproof.models import outputs
@@ -99,4 +100,6 @@ def test_networks_of_other_precision_are_explained(make, dtype):
     steps = {torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float64: 2**-24}
     alike = torch.nn.functional.cosine_similarity(found.flatten(1), wanted.flatten(1))
     alike[(found == 0).flatten(1).all(dim=1) & (wanted == 0).flatten(1).all(dim=1)] = 1  # clipped at zero
-    assert (alike > 1 - 40 * steps[dtype]).all(), alike
+    # A variance is a difference of nearly equal numbers: half of the digits are lost.
+    bound = 4 * steps[dtype] ** 0.5 if isinstance(make(network), VarGrad) else 40 * steps[dtype]
+    assert (alike > 1 - bound).all(), alike

@@ -183,7 +183,8 @@ def _one_image_through_norms(model: nn.Module) -> Iterator[None]:
 
 def _plainly_stored(values: Tensor) -> Tensor:
     """The tensor, copied where the stride of a batch of one is smaller than an image."""
-    if values.shape[0] != 1 or values.stride(0) >= values[0].numel():
+    # Nothing here computes with the values: whoever watches the operations of a network would take that for a use of them.
+    if values.shape[0] != 1 or values.stride(0) >= values.numel():
         return values
     return values.clone(memory_format=torch.contiguous_format)
 
