@@ -335,6 +335,8 @@ def test_ca_explains_its_own_classifier(trained):
     )
     shutil.copytree(folder(trained), trained.parent / "own" / "train_masker")
     assert heatproof("extract-attribution-maps", "--config", trained, *others, weights) == 0
+    methods = f"extract_cams.attribution_methods={METHODS}"
+    assert heatproof("extract-attribution-maps", "--config", trained, methods) == 0
     run = Run(config.read(trained))
     own = store.MapReader(trained.parent / "own" / "extract_cams" / "ca" / "test.h5")
     beside = store.MapReader(run.config.outdir / "extract_cams" / "ca" / "test.h5")
