@@ -475,7 +475,7 @@ class DeepLift:
     A nonlinearity's multiplier is (y - y_baseline) / (x - x_baseline) in place of its derivative; below a difference
     of 1e-6 it is the derivative. Convolutions, linear layers, batch norm and mean pooling keep their
     gradients, being linear. A product of two activations (a gate, attention) counts each factor with the mean of the other
-    for image and baseline; softmax and layer norm are taken apart into such functions. It makes no difference how a function
+    for image and baseline; softmax and layer norm are made of such functions. It makes no difference how a function
     is spelt: as a module or function, in-place or not, a ReLU as `clamp` or `maximum` or with a mask.
 
     The values of a map sum to logit(image) - logit(baseline); this is checked. (Of a `Retargeted` model that is not linear in

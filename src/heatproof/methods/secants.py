@@ -6,7 +6,8 @@ rules, are such that for each function the sum of m (x - x0) over its inputs is 
 - a function of one number: the secant (y - y0) / (x - x0), the rescale rule; below a difference of 1e-6, the derivative;
 - a product of two activations (also of matrices): each factor with the other's mean of image and baseline, since
   a b - a0 b0 = (a - a0) (b + b0) / 2 + (b - b0) (a + a0) / 2;
-- softmax and layer norm: the same two rules for the exponential, sums, reciprocal and square root that they are made of;
+- softmax: the secants of its exponential and of the logarithm of their sum (`_softmax`);
+- layer norm: the same two rules for the mean, reciprocal and square root that it is made of;
 - a max-pool: see `_MaxPool`. Only here the two sums may differ; what is lost is counted.
 """
 
@@ -188,27 +189,31 @@ def _bilinear(call: Called, reference: Reference) -> Tensor:
 
 
 def _softmax(call: Called, reference: Reference) -> Callable[[Tensor], Tensor]:
-    """The backward rule of e / s with e = exp(x) and s the sum of e along an axis."""
+    """The backward rule of p = exp(x - l) with l = log(sum(exp(x))) along an axis.
+
+    With the logarithmic mean L(a, b) = (a - b) / (log(a) - log(b)): p - p0 = L(p, p0) ((x - x0) - (l - l0)), and l - l0 is the sum
+    of w (x - x0) with w = L(exp(x), exp(x0)) / L(exp(l), exp(l0)), which sum to at most 1. So no factor exceeds 1, however far the
+    scores of image and baseline lie apart.
+    """
     axis = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
     axis = axis if isinstance(axis, int) else -1
     x, x0 = call.x.detach().clone(), reference.inputs[0]
 
     def rule(gradient: Tensor) -> Tensor:
-        # Softmax does not change when a number is taken from both x and x0. One of them may lie far below the other: exp
-        # underflows there at -100 in single precision.
         wide, wide0 = in_double(x), in_double(x0)
-        most = torch.maximum(wide, wide0).amax(dim=axis, keepdim=True)
-        e, e0 = (wide - most).exp(), (wide0 - most).exp()
-        r, r0 = 1 / e.sum(dim=axis, keepdim=True), 1 / e0.sum(dim=axis, keepdim=True)
-        arriving = in_double(gradient)
-        to_e = arriving * (r + r0) / 2
-        to_r = (arriving * (e + e0) / 2).sum(dim=axis, keepdim=True)
-        to_e = to_e - to_r * r * r0  # (r - r0) / (s - s0) = -r r0
-        run = wide - wide0
-        secants = torch.where(run.abs() < SMALLEST_DIFFERENCE, e, (e - e0) / run)
-        return (to_e * torch.where(torch.isfinite(run), secants, 0.0)).to(gradient)  # both are -inf under a mask
+        total, total0 = wide.logsumexp(dim=axis, keepdim=True), wide0.logsumexp(dim=axis, keepdim=True)
+        most = torch.maximum(total, total0)
+        to_difference = in_double(gradient) * _log_mean(wide - total, wide0 - total0)
+        weights = _log_mean(wide - most, wide0 - most) / _log_mean(total - most, total0 - most)
+        return (to_difference - weights * to_difference.sum(dim=axis, keepdim=True)).to(gradient)
 
     return rule
+
+
+def _log_mean(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """The logarithmic mean (a - b) / (log(a) - log(b)) of exp(log_a) and exp(log_b); a where they are equal, 0 where one is 0."""
+    apart = (log_a - log_b).abs()  # NaN where both are 0, as under a mask
+    return torch.maximum(log_a, log_b).exp() * torch.where(apart > 0, -torch.expm1(-apart) / apart, 1.0)
 
 
 def _layer_norm(
