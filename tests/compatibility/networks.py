@@ -192,3 +192,10 @@ NETWORKS = (
     tm("GhostNet", "ghostnet_050", 32, "blocks.2"),
     tm("RepVGG", "repvgg_a0", 32, "stages.0"),
 )  # fmt: skip
+
+LARGE = (
+    "resnet18", "resnet50", "timm:resnext50_32x4d", "densenet121", "googlenet", "inception_v3", "mobilenet_v2", "efficientnet_b0",
+    "timm:mobilenetv4_conv_small", "regnet_x_400mf", "regnet_y_400mf", "shufflenet_v2_x0_5", "mnasnet0_5", "timm:coatnet_nano_rw_224",
+    "timm:repvgg_a0", "timm:mobilevit_xxs", "timm:ghostnet_050", "timm:poolformer_s12",
+)  # fmt: skip
+"""Networks that take seconds each."""
