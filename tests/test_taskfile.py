@@ -143,3 +143,19 @@ def test_bootstrap_and_image_use_the_same_uv():
         for name in ("taskw", "docker/Dockerfile")
     ]
     assert versions[0] == versions[1]
+
+
+@pytest.mark.parametrize("largest, sets", [("default", 1), ("avx2", 2), ("avx512", 3)])
+def test_kernels_that_the_cpu_lacks_are_named_and_never_forced_on_it(tmp_path, largest, sets):
+    """torch itself believes `ATEN_CPU_CAPABILITY`: forced on a CPU without it, a set of kernels ends in an illegal instruction."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(
+        f'#!/bin/sh\nif [ "$1" = -c ]; then echo "${{ATEN_CPU_CAPABILITY:-{largest}}}"; else echo "ran $ATEN_CPU_CAPABILITY $*"; fi\n'
+    )
+    python.chmod(0o755)
+    result = task("test-portable", UV_PROJECT_ENVIRONMENT=str(tmp_path), ATEN_CPU_CAPABILITY="avx512")
+    assert result.returncode == 0, result.stderr
+    ran = re.findall(r"^ran (\w+) -m pytest", result.stdout, re.M)
+    lacking = re.findall(rf"^test-portable: (\w+) not run, this CPU's largest set is {largest}$", result.stdout, re.M)
+    assert (ran, ran + lacking) == (["default", "avx2", "avx512"][:sets], ["default", "avx2", "avx512"])
