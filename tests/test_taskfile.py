@@ -145,7 +145,7 @@ def test_bootstrap_and_image_use_the_same_uv():
     assert versions[0] == versions[1]
 
 
-@pytest.mark.parametrize("largest, sets", [("default", 1), ("avx2", 2), ("avx512", 3)])
+@pytest.mark.parametrize(("largest", "sets"), [("default", 1), ("avx2", 2), ("avx512", 3)])
 def test_kernels_that_the_cpu_lacks_are_named_and_never_forced_on_it(tmp_path, largest, sets):
     """torch itself believes `ATEN_CPU_CAPABILITY`: forced on a CPU without it, a set of kernels ends in an illegal instruction."""
     python = tmp_path / "bin" / "python"
