@@ -21,7 +21,7 @@ from heatproof.models.diffmask import explainer_for, masking_of
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.vit import ViTTiny
 from heatproof.training.checkpoints import save_tensors
-from heatproof.training.diffmask import Recipe, Trainer, drawn
+from heatproof.training.diffmask_steps import DiffMaskRecipe, DiffMaskTraining, drawn
 
 CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "ViTTiny, 32 x 32": (lambda: ViTTiny(depth=6), 32, 64),
@@ -51,10 +51,10 @@ def _seconds(build: Callable[[], nn.Module], side: int, batch: int, turns: Turns
     targets = torch.zeros(batch, dtype=torch.int64, device=turns.device)
     masking = masking_of(model)
     explainer = explainer_for(masking, images[:1], hidden=64, mul_activation=5.0, add_activation=5.0)
-    recipe = Recipe(
+    recipe = DiffMaskRecipe(
         epochs=1, batch_size=batch, eps=0.1, alpha=2.0, lr=1e-3, lr_placeholder=0.02, lr_alpha=0.01, warmup_steps=100
     )
-    trainer = Trainer(explainer, masking, recipe)
+    trainer = DiffMaskTraining(explainer, masking, recipe)
     patches = masking.intact(images[:1]).hidden[0].shape[1]
     states = len(explainer.gate.g_hat)
     shape = (batch, patches, states)

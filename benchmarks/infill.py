@@ -21,7 +21,7 @@ from heatproof.stages import infill, infilled
 from heatproof.stages.run import Run
 from heatproof.training import classifier
 from heatproof.training.augmentation import Augmentation
-from heatproof.training.classifier import Named, Recipe
+from heatproof.training.classifier import ClassifierRecipe, Named
 from heatproof.training.examples import Examples, Removal
 
 FRACTION, BATCH = 0.5, 64
@@ -126,7 +126,7 @@ def epoch(train: Examples, few: Examples) -> None:
     adam, loss = Named("torch.optim.Adam", {"lr": 1e-3}), Named("torch.nn.CrossEntropyLoss")
     torch.manual_seed(0)
     module = ResNet8(num_classes=8).to(train.device)
-    recipe = Recipe(adam, None, loss, 1, 256, Augmentation(4))
+    recipe = ClassifierRecipe(adam, None, loss, 1, 256, Augmentation(4))
     classifier.fit(module, lambda pixels: pixels, train, few, recipe, seed=0, purpose=("bench",))
 
 

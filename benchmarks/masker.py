@@ -18,7 +18,7 @@ from torchvision.models import mobilenet_v2, resnet50
 
 from heatproof.models.masker import Masker, MaskerForm, discovered
 from heatproof.models.resnet_cifar import ResNet8, ResNet20
-from heatproof.training.masker import Draws, MaskerRecipe, Training
+from heatproof.training.masker_steps import MaskerDraws, MaskerRecipe, MaskerTraining
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ def _seconds(case: Case, turns: Turns, precision: str) -> tuple[float, float]:
     images = torch.randn(case.images, 3, case.size, case.size, device=device)
     labels = torch.randint(10, (case.images,), device=device)
     masker = Masker(discovered(model, images[:1], MaskerForm(taps=case.taps))).to(device)
-    with Training(model, masker, MaskerRecipe(precision=precision)).at_work() as training:
+    with MaskerTraining(model, masker, MaskerRecipe(precision=precision)).at_work() as training:
         sides = {
             "bound": lambda: _bound(model, images, labels, precision),
-            "step": lambda: training.step(images, labels, Draws()),
+            "step": lambda: training.step(images, labels, MaskerDraws()),
         }
         seconds = turns.seconds(sides, warm_ups=2)
     return seconds["bound"], seconds["step"]

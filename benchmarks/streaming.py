@@ -22,7 +22,7 @@ from heatproof.datasets import open_dataset
 from heatproof.models.resnet_cifar import ResNet8
 from heatproof.training import classifier
 from heatproof.training.augmentation import Augmentation
-from heatproof.training.classifier import Named, Recipe
+from heatproof.training.classifier import ClassifierRecipe, Named
 from heatproof.training.examples import Examples, Removal
 
 
@@ -85,7 +85,7 @@ def compare_epochs(images: int, turns: Turns) -> None:
 
 
 def epoch(train: Examples, few: Examples) -> None:
-    recipe = Recipe(
+    recipe = ClassifierRecipe(
         Named("torch.optim.Adam", {"lr": 1e-3}), None, Named("torch.nn.CrossEntropyLoss"), 1, 256, Augmentation(4)
     )
     torch.manual_seed(0)

@@ -20,10 +20,10 @@ from heatproof import config, store
 from heatproof.metrics import statistics
 from heatproof.models import frozen_eval
 from heatproof.models.diffmask import FORMS, Explainer, Masking, Pass, explainer_from, masking_of
+from heatproof.models.probabilities import divergences
 from heatproof.models.weights import read_weights
 from heatproof.stages.evaluate import stored_maps
 from heatproof.stages.run import Run
-from heatproof.training.diffmask import divergences
 
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.7)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from heatproof import store
-from heatproof.training.diffmask import Trainer
+from heatproof.training.diffmask_steps import DiffMaskTraining
 from tests.end_to_end.conftest import heatproof, results
 from tests.end_to_end.test_messages import refused
 
@@ -99,7 +99,7 @@ def test_a_dry_run_computes_nothing(write, caplog):
 def test_killed_and_continued_gives_the_same_files(done, write, monkeypatch):
     path = write(SMALL, "killed")
     assert heatproof("train-cls", "--config", path) == 0
-    step = Trainer.step
+    step = DiffMaskTraining.step
     for stop in (2, 6):
 
         def stopping(self, *arguments, stop=stop):
@@ -107,9 +107,9 @@ def test_killed_and_continued_gives_the_same_files(done, write, monkeypatch):
                 raise KeyboardInterrupt
             return step(self, *arguments)
 
-        monkeypatch.setattr(Trainer, "step", stopping)
+        monkeypatch.setattr(DiffMaskTraining, "step", stopping)
         assert heatproof("train-diffmask", "--config", path) == 130
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(DiffMaskTraining, "step", step)
     assert heatproof("train-diffmask", "--config", path) == 0
     made, expected = results(path), results(done)
     names = [name for name in expected if name.startswith("train_diffmask")]

@@ -56,21 +56,21 @@ def test_it_leaves_weights_history_and_origin(trained):
 
 def test_a_second_run_trains_nothing(trained, monkeypatch):
     before = results(trained)
-    monkeypatch.setattr(infiller, "fit_infiller", None)
+    monkeypatch.setattr(infiller, "fit", None)
     assert heatproof("train-infiller", "--config", trained) == 0
     assert results(trained) == before
 
 
 def test_interrupted_and_continued_gives_the_same_bytes(trained, write, monkeypatch):
     path = write(SMALL, "killed")
-    epoch = infiller._Run.epoch
+    epoch = infiller.InfillerLearner.epoch
 
     def interrupted(self, number, *arguments):
         if number == 2:
             raise KeyboardInterrupt
         return epoch(self, number, *arguments)
 
-    monkeypatch.setattr(infiller._Run, "epoch", interrupted)
+    monkeypatch.setattr(infiller.InfillerLearner, "epoch", interrupted)
     assert heatproof("train-infiller", "--config", path) == 130
     assert (folder(path) / "checkpoint.pt").exists()
     monkeypatch.undo()

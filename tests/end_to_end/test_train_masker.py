@@ -20,7 +20,7 @@ from heatproof.models.masker import Masker, MaskerForm, read_masker
 from heatproof.models.resnet_cifar import NarrowResNet8
 from heatproof.stages import train_masker
 from heatproof.stages.run import Run
-from heatproof.training.masker import MaskerRecipe, Training
+from heatproof.training.masker_steps import MaskerRecipe, MaskerTraining
 from tests.end_to_end.conftest import heatproof, results
 from tests.end_to_end.test_messages import refused
 
@@ -448,7 +448,7 @@ def test_the_defaults_are_the_published_settings(trained, form):
 def test_the_learning_rate_falls_as_published():
     for decay, rates in PUBLISHED["lr_per_epoch_base_0.001"].items():
         recipe = MaskerRecipe(decay_every=int(decay))
-        training = Training(NarrowResNet8(2), Masker(MaskerForm(taps=("relu",), channels=(16,))), recipe)
+        training = MaskerTraining(NarrowResNet8(2), Masker(MaskerForm(taps=("relu",), channels=(16,))), recipe)
         for epoch, rate in enumerate(rates):
             training.set_rates(epoch)
             assert training.of_masker.param_groups[0]["lr"] == pytest.approx(rate)

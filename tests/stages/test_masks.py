@@ -10,7 +10,7 @@ from heatproof import removal
 from heatproof.stages import retrain
 from heatproof.stages.recursive import continued_ranks
 from heatproof.training.augmentation import Augmentation
-from heatproof.training.classifier import Named, Recipe
+from heatproof.training.classifier import ClassifierRecipe, Named
 
 
 def orders(count, pixels, seed=0):
@@ -33,11 +33,11 @@ def test_a_mask_tells_what_roar_removes_and_nothing_of_the_image(fraction, chann
 
 
 def test_crops_of_masks_are_padded_with_the_masks_mean_and_nothing_else_changes():
-    standard = Recipe(Named("o"), None, Named("l"), 3, 8, Augmentation(2, (0.4, 0.5, 0.6), flip=True))
+    standard = ClassifierRecipe(Named("o"), None, Named("l"), 3, 8, Augmentation(2, (0.4, 0.5, 0.6), flip=True))
     found = retrain._for_masks(standard)
     assert found.augmentation == Augmentation(2, (0.0, 0.0, 0.0), flip=True)
     assert found.epochs == standard.epochs
-    plain = Recipe(Named("o"), None, Named("l"), 3, 8, None)
+    plain = ClassifierRecipe(Named("o"), None, Named("l"), 3, 8, None)
     assert retrain._for_masks(plain) == plain
 
 

@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from heatproof import artefacts
-from heatproof.errors import ModelError
 from heatproof.stages.trained import Trained
-from heatproof.training.checkpoints import read_checkpoint, save_tensors
 
 STATE = {"weight": torch.arange(3.0)}
 
@@ -54,11 +52,3 @@ def test_a_foreign_file_beside_the_weights_counts_as_none(place, text):
     place.leave(STATE)
     place.weights.with_suffix(".json").write_text(text)
     assert place.kept() is None
-
-
-def test_a_foreign_file_in_the_place_of_a_checkpoint_is_not_gone_on_from(tmp_path):
-    save_tensors(tmp_path / "checkpoint.pt", {"weight": torch.zeros(1)})
-    assert read_checkpoint(tmp_path / "checkpoint.pt", "identity") is None
-    (tmp_path / "checkpoint.pt").write_bytes(b"nothing of the kind")
-    with pytest.raises(ModelError, match=r"the checkpoint is damaged; delete it to train from the start"):
-        read_checkpoint(tmp_path / "checkpoint.pt", "identity")

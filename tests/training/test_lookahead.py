@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from heatproof.training.diffmask import optimizer
+from heatproof.training.diffmask_steps import optimizer
 from heatproof.training.lookahead import Lookahead
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "diffmask" / "optim.npz"

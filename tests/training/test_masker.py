@@ -16,7 +16,7 @@ from heatproof.training import masker as masker_training
 from heatproof.training.augmentation import Augmentation
 from heatproof.training.examples import Examples
 from heatproof.training.mask_objectives import Term
-from heatproof.training.masker import Draws, MaskerRecipe, Training
+from heatproof.training.masker_steps import MaskerDraws, MaskerRecipe, MaskerTraining
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "casme"
 RUNS = json.loads((GOLDEN / "train_steps.json").read_text())
@@ -74,7 +74,7 @@ def started(golden, **changes):
     masker = Masker(MaskerForm(taps=("tap3", "tap4"), channels=(10, 12), indices=(3, 4), width=5))
     masker.load_state_dict(weights(golden, "mask0/"), strict=True)
     # In float32 a unit of the classifier lies so near to 0 that the order of a sum decides whether it counts.
-    return Training(classifier.double(), masker.double(), MaskerRecipe(**changes))
+    return MaskerTraining(classifier.double(), masker.double(), MaskerRecipe(**changes))
 
 
 CA = {
@@ -130,7 +130,7 @@ def test_four_steps_are_those_of_the_published_code(golden, case):
         for step in range(4):
             member = next(members, 0) if not lives[step] else 0
             sizes = {2: 2, 3: 3}  # of the zoo, when it is asked
-            draws = Draws(live=lives[step], member=(member + 0.5) / sizes.get(step, 1))
+            draws = MaskerDraws(live=lives[step], member=(member + 0.5) / sizes.get(step, 1))
             found = training.step(*pictures(golden, step), draws)
             check_log(found, run["log"][step])
             if "grad_norm_before_clip" in run:
@@ -165,7 +165,7 @@ class Recorded:
 def composed(infiller, pixels, masks, side="out", indices=None):
     """What the classifier sees of pixels under masks with an infiller, in pixels again."""
     recipe = MaskerRecipe(infiller=infiller, infill=("in", "out"))
-    training = Training(SpotNet(), Masker(MaskerForm(taps=("relu",), channels=(8,))), recipe, IMAGENET)
+    training = MaskerTraining(SpotNet(), Masker(MaskerForm(taps=("relu",), channels=(8,))), recipe, IMAGENET)
     return IMAGENET.pixels(training.composed(side, IMAGENET(pixels), masks, indices))
 
 
@@ -348,7 +348,7 @@ def test_both_terms_in_one_pass_are_those_of_two():
     torch.manual_seed(0)
     classifier = SpotNet().eval()
     images, masks = torch.randn(4, 3, 16, 16), torch.rand(4, 16, 16)
-    training = Training(classifier, Masker(MaskerForm(taps=("relu",), channels=(8,))), MaskerRecipe())
+    training = MaskerTraining(classifier, Masker(MaskerForm(taps=("relu",), channels=(8,))), MaskerRecipe())
     together = training._judged(classifier, images, masks)
     for side, kept in (("in", masks), ("out", 1 - masks)):
         torch.testing.assert_close(together[side], classifier(images * kept[:, None]))
@@ -393,27 +393,28 @@ def test_the_mask_that_is_learnt_covers_what_tells_the_class():
 
 def test_nan_stops_the_training_and_names_the_step():
     classifier = SpotNet()
-    training = Training(classifier, Masker(MaskerForm(taps=("relu",), channels=(8,))), MaskerRecipe())
+    training = MaskerTraining(classifier, Masker(MaskerForm(taps=("relu",), channels=(8,))), MaskerRecipe())
     images, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
     with training.at_work():
-        training.step(images, labels, Draws())
+        training.step(images, labels, MaskerDraws())
         before = state_of(training.masker)
         with pytest.raises(
             DivergedError, match=r"diverged in step 2: loss nan, .*try a smaller masker_rate than 0\.001"
         ):
-            training.step(images * float("nan"), labels, Draws())
+            training.step(images * float("nan"), labels, MaskerDraws())
         weights = [name for name, _ in training.masker.named_parameters()]
         assert all(torch.equal(before[name], training.masker.state_dict()[name]) for name in weights)
 
 
 def test_few_images_can_make_long_epochs():
     classifier, _ = fitted()
-    training = Training(
+    training = MaskerTraining(
         classifier, Masker(MaskerForm(taps=("relu",), channels=(8,))), MaskerRecipe(batch_size=16, share=8.5)
     )
-    run = masker_training._Run(training, lambda p: p - 0.5, Examples(Spots(6), CPU), 0, ("t",))
+    few = Examples(Spots(6), CPU)
+    learner = masker_training.MaskerLearner(training, lambda p: p - 0.5, few, few, 0, ("t",))
     with training.at_work():
-        run.epoch(0, Examples(Spots(6), CPU), lambda: None)
+        learner.epoch(0, lambda: None)
     assert training.step_count == 51 // 16
 
 
@@ -437,9 +438,9 @@ def test_half_precision_changes_little():
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)
         masker = Masker(MaskerForm(taps=("relu",), channels=(8,)))
-        training = Training(classifier, masker, MaskerRecipe(precision=precision))
+        training = MaskerTraining(classifier, masker, MaskerRecipe(precision=precision))
         with training.at_work():
-            losses.append(float(training.step(images, labels, Draws())["loss"]))
+            losses.append(float(training.step(images, labels, MaskerDraws())["loss"]))
     assert losses[0] == pytest.approx(losses[1], abs=0.05)
     assert losses[0] != losses[1]
 
@@ -449,4 +450,4 @@ def test_nothing_is_learnt_from_a_classifier_that_passes_no_gradient_on(golden, 
     training = started(golden, form=form)
     training.classifier.conv0.register_forward_hook(lambda module, arguments, values: values.detach())
     with training.at_work(), pytest.raises(ModelError, match=r"Tiny: no gradient .* so no masks can be learnt from it"):
-        training.step(*pictures(golden, 0), Draws())
+        training.step(*pictures(golden, 0), MaskerDraws())

@@ -11,7 +11,8 @@ from torchvision.transforms import functional
 from heatproof.errors import ConfigError, DivergedError, ModelError, PluginError
 from heatproof.training import augmentation, classifier
 from heatproof.training.augmentation import Augmentation
-from heatproof.training.classifier import Named, Recipe
+from heatproof.training.checkpoints import save_checkpoint
+from heatproof.training.classifier import ClassifierRecipe, Named
 from heatproof.training.examples import Examples, Removal
 from heatproof.training.schedules import WarmUpLinearDecay
 
@@ -62,7 +63,7 @@ def recipe(**changes):
         "batch_size": 16,
         "augmentation": Augmentation(1, (0.5, 0.5, 0.5)),
     }
-    return Recipe(**(standard | changes))
+    return ClassifierRecipe(**(standard | changes))
 
 
 def fit(module=None, *, recipe=recipe(), purpose=("train",), **options):  # noqa: B008 - never changed
@@ -218,8 +219,8 @@ class TestSchedule:
 class TestFit:
     def test_it_learns(self):
         fitted = fit()
-        assert fitted.validation_accuracy > 0.9
-        assert fitted.history[fitted.best_epoch - 1].validation_accuracy == fitted.validation_accuracy
+        assert fitted.best.validation_accuracy > 0.9
+        assert fitted.history[fitted.best_epoch - 1].validation_accuracy == fitted.best.validation_accuracy
 
     def test_the_earliest_of_equally_good_epochs_is_kept(self):
         accuracies = [line.validation_accuracy for line in fit(recipe=recipe(epochs=8)).history]
@@ -300,10 +301,21 @@ class TestFit:
         fit(checkpoint=tmp_path / "c.pt", identity="b", on_epoch=lambda history: lines.append(history[-1].epoch))
         assert lines == [1, 2, 3, 4]
 
-    def test_a_damaged_checkpoint_is_named(self, tmp_path):
-        (tmp_path / "c.pt").write_bytes(b"not a checkpoint")
-        with pytest.raises(ModelError, match=r"c\.pt: the checkpoint is damaged"):
-            fit(checkpoint=tmp_path / "c.pt", identity="a")
+    @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x05\x06".ljust(22)])
+    def test_a_damaged_checkpoint_is_named_and_the_training_starts_again(self, tmp_path, caplog, content):
+        (tmp_path / "c.pt").write_bytes(content)
+        fitted = fit(checkpoint=tmp_path / "c.pt", identity="a")
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{tmp_path / 'c.pt'}: damaged; the training starts again"
+        ]
+        assert fitted.history == fit().history
+
+    def test_a_state_with_other_parts_is_not_used(self, tmp_path, caplog):
+        """Such as that of an earlier version."""
+        caplog.set_level("INFO")
+        save_checkpoint(tmp_path / "c.pt", "a", {"history": [], "best": None, "network": {}})
+        assert fit(checkpoint=tmp_path / "c.pt", identity="a").history == fit().history
+        assert "c.pt: of another version; the training starts again" in caplog.text
 
     def test_divergence_says_in_which_epoch(self):
         with pytest.raises(DivergedError, match=r"diverged in epoch 1: .* smaller optimizer\.lr than 1e\+30"):
@@ -342,14 +354,14 @@ class TestFit:
 
     def test_logarithms_of_probabilities_have_the_loss_of_their_classes(self):
         module = nn.Sequential(net(), nn.LogSoftmax(dim=1))
-        assert fit(module, recipe=recipe(loss=Named("torch.nn.NLLLoss"))).validation_accuracy > 0.9
+        assert fit(module, recipe=recipe(loss=Named("torch.nn.NLLLoss"))).best.validation_accuracy > 0.9
 
     def test_a_network_without_a_gradient_is_refused(self):
         with pytest.raises(ModelError, match="Net: cannot be trained, because the loss has no gradient"):
             fit(net().requires_grad_(requires_grad=False))
 
     def test_bfloat16_and_channels_last_learn_too(self):
-        assert fit(recipe=recipe(precision="bfloat16", channels_last=True)).validation_accuracy > 0.9
+        assert fit(recipe=recipe(precision="bfloat16", channels_last=True)).best.validation_accuracy > 0.9
 
     def test_predictions_leave_the_mode_as_it_was(self):
         module = net().train()

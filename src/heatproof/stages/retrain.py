@@ -41,6 +41,7 @@ from heatproof.stages.run import Run, build_fill, fill_origin, model_origin, tra
 from heatproof.training import classifier
 from heatproof.training.checkpoints import save_tensors
 from heatproof.training.examples import Removal
+from heatproof.training.loop import Fitted
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def _unchanged(pixels: Tensor) -> Tensor:
     return pixels
 
 
-def _for_masks(recipe: classifier.Recipe) -> classifier.Recipe:
+def _for_masks(recipe: classifier.ClassifierRecipe) -> classifier.ClassifierRecipe:
     """The same training with crops that are padded with 0, the mean of a mask."""
     if recipe.augmentation is None:
         return recipe
@@ -418,7 +419,7 @@ def _is_done(job: Job) -> bool:
 
 def _result(
     job: Job,
-    fitted: classifier.Fitted,
+    fitted: Fitted[classifier.ClassifierEpoch],
     predictions: NDArray[np.int64],
     labels: NDArray[np.int64],
     valid: NDArray[np.bool_],
@@ -436,7 +437,7 @@ def _result(
         "run": job.number,
         "epochs": len(fitted.history),
         "best_epoch": fitted.best_epoch,
-        "validation_accuracy": fitted.validation_accuracy,
+        "validation_accuracy": fitted.best.validation_accuracy,
         "test_accuracy": float(correct.mean()),
         "test_images": len(correct),
         "left_out": np.flatnonzero(~valid).tolist(),

@@ -18,7 +18,7 @@ from heatproof.errors import ConfigError, MissingInputError, ModelError
 from heatproof.models import LoadedModel, Normalization, load, outputs
 from heatproof.models.targets import Retargeted
 from heatproof.training.augmentation import Augmentation
-from heatproof.training.classifier import Named, Recipe
+from heatproof.training.classifier import ClassifierRecipe, Named
 from heatproof.training.examples import Examples, Pixels, Removal
 
 logger = logging.getLogger(__name__)
@@ -206,9 +206,9 @@ class Run:
         threads.raise_for(loaded.module, self.dataset.size)
         return loaded
 
-    def recipe(self, section: Training) -> Recipe:
+    def recipe(self, section: Training) -> ClassifierRecipe:
         """How a section says to train, checked."""
-        recipe = Recipe(
+        recipe = ClassifierRecipe(
             optimizer=_named(section.optimizer),
             scheduler=None if section.scheduler is None else _named(section.scheduler),
             loss=_named(section.loss),

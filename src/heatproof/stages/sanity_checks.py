@@ -264,7 +264,7 @@ def _train(run: Run, training: config.Training, asked: config.DataRandomisation,
         is_enough=lambda line: line.validation_accuracy >= asked.until_accuracy,
         describe="permuted labels",
     )
-    kept = place.leave(fitted.state, train_accuracy=fitted.validation_accuracy, epochs=len(fitted.history))
+    kept = place.leave(fitted.state, train_accuracy=fitted.best.validation_accuracy, epochs=len(fitted.history))
     runtime.record_time(place.weights.parent.parent, "permuted labels", len(split) * len(fitted.history), started)
     return kept
 

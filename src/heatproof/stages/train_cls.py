@@ -51,7 +51,7 @@ def run(run: Run) -> None:
     test_accuracy = classifier.accuracy(loaded.module, loaded.normalization, test, batch_size=1024)
     logger.info(
         "best epoch %d of %d: validation %.2f %%, test %.2f %%",
-        fitted.best_epoch, len(fitted.history), 100 * fitted.validation_accuracy, 100 * test_accuracy,
+        fitted.best_epoch, len(fitted.history), 100 * fitted.best.validation_accuracy, 100 * test_accuracy,
     )  # fmt: skip
     place.leave(
         fitted.state,
@@ -59,7 +59,7 @@ def run(run: Run) -> None:
         class_names=run.dataset.class_names,
         epochs=len(fitted.history),
         best_epoch=fitted.best_epoch,
-        validation_accuracy=fitted.validation_accuracy,
+        validation_accuracy=fitted.best.validation_accuracy,
         test_accuracy=test_accuracy,
     )
     runtime.record_time(folder, "train-cls", len(run.dataset.split("train")) * len(fitted.history), started)

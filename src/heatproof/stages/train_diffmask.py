@@ -25,6 +25,7 @@ from heatproof.stages.run import Run, model_origin
 from heatproof.stages.scalars import Scalars, as_pictures
 from heatproof.stages.trained import Trained
 from heatproof.training import diffmask
+from heatproof.training.diffmask_steps import DiffMaskRecipe
 from heatproof.training.examples import Batch
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def run(run: Run) -> None:
     started = time.monotonic()
     with Scalars(folder) as scalars:
 
-        def told(history: Sequence[diffmask.Epoch]) -> None:
+        def told(history: Sequence[diffmask.DiffMaskEpoch]) -> None:
             scalars.add([asdict(line) for line in history])
             epoch = history[-1].epoch
             if section.sample_images and epoch % section.pictures_every == 0:
@@ -95,10 +96,10 @@ def run(run: Run) -> None:
     runtime.record_time(folder, "train-diffmask", len(train) * len(fitted.history), started)
 
 
-def recipe_of(section: config.TrainDiffmask) -> diffmask.Recipe:
+def recipe_of(section: config.TrainDiffmask) -> DiffMaskRecipe:
     """How the section says to train."""
-    names = {field.name for field in fields(diffmask.Recipe)} - {"epochs"}
-    return diffmask.Recipe(epochs=section.nb_epochs, **section.model_dump(include=names))
+    names = {field.name for field in fields(DiffMaskRecipe)} - {"epochs"}
+    return DiffMaskRecipe(epochs=section.nb_epochs, **section.model_dump(include=names))
 
 
 def _origin(run: Run, section: config.TrainDiffmask, loaded: LoadedModel) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _train(run: Run, section: config.TrainInfiller, place: Trained, network: Gat
             scalars.add([asdict(line) for line in history])
             scalars.show("filled", _pictures(run, network, validation), history[-1].epoch)
 
-        fitted = infiller.fit_infiller(
+        fitted = infiller.fit(
             network,
             run.examples(train),
             run.examples(validation),
@@ -86,12 +86,13 @@ def _train(run: Run, section: config.TrainInfiller, place: Trained, network: Gat
             checkpoint=place.checkpoint,
             identity=place.identity,
             on_epoch=tell,
+            describe="train-infiller",
         )
     place.leave(
         fitted.state,
         best_epoch=fitted.best_epoch,
         epochs=section.nb_epochs,
-        validation_error=fitted.validation_error,
+        validation_error=fitted.best.validation_error,
     )
     runtime.record_time(place.weights.parent, "train-infiller", len(train) * section.nb_epochs, started)
 

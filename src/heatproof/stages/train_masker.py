@@ -37,7 +37,7 @@ from heatproof.training import classifier, masker
 from heatproof.training.checkpoints import save_tensors
 from heatproof.training.examples import Examples, Pixels, Relabelled, permuted
 from heatproof.training.mask_objectives import Prior, Term
-from heatproof.training.masker import MaskerRecipe
+from heatproof.training.masker_steps import MaskerRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def _train(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, pl
     started = time.monotonic()
     with Scalars(folder) as scalars:
 
-        def told(history: Sequence[masker.Line]) -> None:
+        def told(history: Sequence[masker.MaskerEpoch]) -> None:
             scalars.add(history)
             if section.sample_images:
                 shown = _sheet(section, loaded, network, validation)
@@ -165,7 +165,7 @@ def _train(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, pl
     )
 
 
-def _kept(folder: Path, form: MaskerForm, fitted: masker.Fitted, loaded: LoadedModel) -> SavedMasker:
+def _kept(folder: Path, form: MaskerForm, fitted: masker.FittedMasker, loaded: LoadedModel) -> SavedMasker:
     """What goes into the masker's file; a trained classifier gets a file of its own as well."""
     trained: State | None = fitted.classifier
     if trained is None:

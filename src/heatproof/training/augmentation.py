@@ -33,18 +33,18 @@ class Augmentation:
     rotation: float = 0.0
     blur: bool = False
 
-    def draw(self, seed: int, purpose: tuple[str | int, ...], count: int) -> "Draws":
+    def draw(self, seed: int, purpose: tuple[str | int, ...], count: int) -> "AugmentationDraws":
         """What happens to each of `count` images in one epoch; depends on nothing but seed and purpose."""
         rng = seeding.generator(seed, *purpose, "augmentation")
         offsets = rng.integers(0, 2 * self.padding + 1, size=(count, 2))
         mirrored = rng.integers(0, 2, size=count).astype(bool) & self.flip
         angles = seeding.generator(seed, *purpose, "rotation").uniform(-self.rotation, self.rotation, count)
         sigmas = seeding.generator(seed, *purpose, "blur").uniform(*BLUR, count)
-        return Draws(self, offsets, mirrored, angles, sigmas, seed, (*purpose, "noise"))
+        return AugmentationDraws(self, offsets, mirrored, angles, sigmas, seed, (*purpose, "noise"))
 
 
 @dataclass(frozen=True)
-class Draws:
+class AugmentationDraws:
     """One epoch's random numbers, by image index.
 
     Args:

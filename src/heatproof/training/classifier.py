@@ -1,15 +1,12 @@
-"""Training of a classifier by the protocol of the ROAR code, continued exactly after a kill.
+"""Training of a classifier by the protocol of the ROAR code.
 
-Nothing random outlives an epoch: batch order, augmentation and torch's own draws (dropout) of epoch e come from
-(seed, purpose, e), so a checkpoint needs no generator states.
+Batch order, augmentation and torch's own draws (dropout) of epoch e come from (seed, purpose, e).
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -20,10 +17,9 @@ from heatproof import plugins, runtime, seeding
 from heatproof.errors import ConfigError, DivergedError, ModelError, PluginError
 from heatproof.models.outputs import norms_single_values
 from heatproof.models.probabilities import Kind, kind_of, one_hot
-from heatproof.models.weights import State
 from heatproof.training.augmentation import Augmentation
-from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
 from heatproof.training.examples import Examples, in_batches
+from heatproof.training.loop import Fitted, Learner, LoopOptions, train_epochs
 
 RESULTS_VERSION = 1
 
@@ -44,8 +40,8 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train.
+class ClassifierRecipe:
+    """How to train a classifier.
 
     Args:
         optimizer: called with the parameters.
@@ -102,7 +98,7 @@ def told_total_steps(scheduler: Named, steps: int) -> Named:
 
 
 @dataclass(frozen=True)
-class Epoch:
+class ClassifierEpoch:
     """One line of a training's history; losses are means over examples, accuracies shares in [0, 1]."""
 
     epoch: int
@@ -113,16 +109,6 @@ class Epoch:
     validation_accuracy: float
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """The weights of the epoch with the best validation accuracy (the earliest of equals), and how it went."""
-
-    state: State
-    best_epoch: int
-    validation_accuracy: float
-    history: tuple[Epoch, ...]
-
-
 Normalize = Callable[[Tensor], Tensor]
 
 
@@ -131,18 +117,13 @@ def fit(
     normalize: Normalize,
     train: Examples,
     validation: Examples,
-    recipe: Recipe,
+    recipe: ClassifierRecipe,
     *,
     seed: int,
     purpose: tuple[str | int, ...],
-    checkpoint: Path | None = None,
-    identity: str = "",
-    checkpoint_every_s: float = 0.0,
-    on_epoch: Callable[[Sequence[Epoch]], None] | None = None,
-    is_enough: Callable[[Epoch], bool] | None = None,
-    describe: str | None = None,
-) -> Fitted:
-    """Trains `module` in place and returns the best epoch's weights.
+    **options: Unpack[LoopOptions[ClassifierEpoch]],
+) -> Fitted[ClassifierEpoch]:
+    """Trains `module` in place; the best epoch is the one with the highest validation accuracy, the earliest of equals.
 
     Args:
         module: freshly initialised, on the device of the examples.
@@ -153,42 +134,14 @@ def fit(
         seed: root seed.
         purpose: names this training, such as ("retrain", run); two trainings with equal purpose see the same
             batches and augmentations.
-        checkpoint: file that holds the state after an epoch; found there, the training goes on from it. The caller deletes
-            it once the result is safe.
-        identity: what the training depends on; a checkpoint of another identity is not used.
-        checkpoint_every_s: least time between two checkpoints.
-        on_epoch: called after each epoch with all lines so far.
-        is_enough: asked after each epoch with its line; once it says yes, no further epoch follows.
-        describe: text of a progress bar on stderr; None shows none.
+        options: of the loop, see `loop.LoopOptions`.
 
     Raises:
         ConfigError: the loss does not fit the network's outputs, or batches of one image do not fit its batch norm.
         DivergedError: the loss is no longer finite.
-        ModelError: the checkpoint is damaged, or the network passes no gradient.
+        ModelError: the network passes no gradient.
     """
-    count, pairs = int(train.valid.sum()), norms_single_values(module)
-    if pairs and min(count, recipe.batch_size) == 1:
-        what = "batch_size is 1" if recipe.batch_size == 1 else "there is one training image"
-        raise ConfigError(
-            f"training: {what}, and a batch norm of the network has one value of each channel for an image; it needs two images"
-        )
-    steps = len(in_batches(torch.arange(count), recipe.batch_size, pairs=pairs))
-    run = _Run(module, normalize, recipe, seed, purpose, recipe.epochs * (steps if recipe.scheduler_per_batch else 1))
-    first = run.resume(checkpoint, identity)
-    saved_at = time.monotonic()
-    with runtime.progress(recipe.epochs * steps, describe, "step", first * steps) as bar:
-        for epoch in range(first, recipe.epochs):
-            if run.history and (run.is_patience_over() or (is_enough is not None and is_enough(run.history[-1]))):
-                break
-            line = run.epoch(epoch, train, validation, bar.update)
-            bar.set_postfix_str(f"epoch {epoch + 1}, validation {line.validation_accuracy:.1%}", refresh=False)
-            if on_epoch is not None:
-                on_epoch(run.history)
-            if checkpoint is not None and time.monotonic() - saved_at >= checkpoint_every_s:
-                run.save(checkpoint, identity)
-                saved_at = time.monotonic()
-    assert run.best is not None
-    return Fitted(run.best, run.best_epoch, run.best_accuracy, tuple(run.history))
+    return train_epochs(ClassifierLearner(module, normalize, train, validation, recipe, seed, purpose), **options)
 
 
 def predict(
@@ -197,7 +150,7 @@ def predict(
     examples: Examples,
     *,
     batch_size: int,
-    recipe: Recipe | None = None,
+    recipe: ClassifierRecipe | None = None,
     describe: str | None = None,
 ) -> NDArray[np.int64]:
     """The class with the largest logit for each example that takes part, in the split's order.
@@ -219,7 +172,7 @@ def accuracy(module: nn.Module, normalize: Normalize, examples: Examples, *, bat
 
 
 def _logits(
-    module: nn.Module, normalize: Normalize, examples: Examples, batch_size: int, recipe: Recipe | None
+    module: nn.Module, normalize: Normalize, examples: Examples, batch_size: int, recipe: ClassifierRecipe | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     was_training = module.training
     module.eval()
@@ -231,7 +184,7 @@ def _logits(
         module.train(was_training)
 
 
-def _forward(module: nn.Module, images: Tensor, recipe: Recipe | None) -> Tensor:
+def _forward(module: nn.Module, images: Tensor, recipe: ClassifierRecipe | None) -> Tensor:
     if recipe is not None and recipe.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     if recipe is None or recipe.precision == "float32":
@@ -242,71 +195,74 @@ def _forward(module: nn.Module, images: Tensor, recipe: Recipe | None) -> Tensor
     return logits.float()
 
 
-class _Run:
-    """A training under way: what changes from epoch to epoch."""
+@dataclass
+class ClassifierLearner(Learner[ClassifierEpoch]):
+    """A classifier, its optimizer and its schedule; arguments as for `fit`."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        normalize: Normalize,
-        recipe: Recipe,
-        seed: int,
-        purpose: tuple[str | int, ...],
-        scheduler_steps: int,
-    ):
-        self.module, self.normalize, self.recipe, self.seed, self.purpose = module, normalize, recipe, seed, purpose
+    network: nn.Module
+    normalize: Normalize
+    train: Examples
+    validation: Examples
+    recipe: ClassifierRecipe
+    seed: int
+    purpose: tuple[str | int, ...]
+
+    line = ClassifierEpoch
+    shown = "validation {validation_accuracy:.1%}"
+
+    def __post_init__(self) -> None:
+        count, pairs = int(self.train.valid.sum()), norms_single_values(self.network)
+        if pairs and min(count, self.recipe.batch_size) == 1:
+            what = "batch_size is 1" if self.recipe.batch_size == 1 else "there is one training image"
+            raise ConfigError(
+                f"training: {what}, and a batch norm of the network has one value of each channel for an image; it needs two images"
+            )
+        recipe, self.epochs, self.patience = self.recipe, self.recipe.epochs, self.recipe.patience
+        self.steps = len(in_batches(torch.arange(count), recipe.batch_size, pairs=pairs))
         if recipe.channels_last:
-            module.to(memory_format=torch.channels_last)
-        self.optimizer: torch.optim.Optimizer = _build(recipe.optimizer, module.parameters())
-        self.scheduler = (
-            None
-            if recipe.scheduler is None
-            else _build(told_total_steps(recipe.scheduler, scheduler_steps), self.optimizer)
-        )
-        self.loss = _loss(recipe.loss, kind_of(module))
-        self.history: list[Epoch] = []
-        self.best: State | None = None
-        self.best_epoch, self.best_accuracy = 0, -1.0
+            self.network.to(memory_format=torch.channels_last)
+        self.optimizer: torch.optim.Optimizer = _build(recipe.optimizer, self.network.parameters())
+        self.scheduler = None
+        if recipe.scheduler is not None:
+            total_steps = recipe.epochs * (self.steps if recipe.scheduler_per_batch else 1)
+            self.scheduler = _build(told_total_steps(recipe.scheduler, total_steps), self.optimizer)
+        self.loss = _loss(recipe.loss, kind_of(self.network))
+        self.parts = {"module": self.network, "optimizer": self.optimizer, "scheduler": self.scheduler}
 
-    def epoch(self, number: int, train: Examples, validation: Examples, after_step: Callable[[], object]) -> Epoch:
+    def epoch(self, number: int, after_step: Callable[[], object]) -> ClassifierEpoch:
         """One pass over the training examples, and one over the validation examples."""
         rate = float(self.optimizer.param_groups[0]["lr"])
-        train_loss, train_accuracy = self._learn(number, train, after_step)
+        train_loss, train_accuracy = self._learn(number, after_step)
         if not math.isfinite(train_loss):
             raise DivergedError(
                 f"training diverged in epoch {number + 1}: the mean loss is {train_loss}; try a smaller optimizer.lr than {rate:g}"
             )
         if self.scheduler is not None and not self.recipe.scheduler_per_batch:
             self.scheduler.step()
-        validation_loss, validation_accuracy = self._validate(validation)
-        line = Epoch(number + 1, rate, train_loss, train_accuracy, validation_loss, validation_accuracy)
-        self.history.append(line)
-        if validation_accuracy > self.best_accuracy:
-            self.best, self.best_epoch, self.best_accuracy = copied(self.module), number + 1, validation_accuracy
-        return line
+        return ClassifierEpoch(number + 1, rate, train_loss, train_accuracy, *self._validate())
 
-    def is_patience_over(self) -> bool:
-        """Whether the last epochs brought nothing, as many as the recipe allows."""
-        patience = self.recipe.patience
-        return patience is not None and len(self.history) - self.best_epoch >= patience
+    def rank(self, line: ClassifierEpoch) -> float:
+        """The higher the validation accuracy, the better."""
+        return -line.validation_accuracy
 
-    def _learn(self, number: int, train: Examples, after_step: Callable[[], object]) -> tuple[float, float]:
+    def _learn(self, number: int, after_step: Callable[[], object]) -> tuple[float, float]:
+        train = self.train
         purpose = (*self.purpose, "epoch", number)
         torch.manual_seed(seeding.derive(self.seed, *purpose, "torch"))
         order = torch.from_numpy(seeding.generator(self.seed, *purpose, "order").permutation(len(train)))
         augmentation = self.recipe.augmentation
         draws = None if augmentation is None else augmentation.draw(self.seed, purpose, len(train))
         totals = torch.zeros(2, dtype=torch.float64, device="cpu" if train.device.type == "mps" else train.device)
-        self.module.train()
-        for batch in train.batches(order, self.recipe.batch_size, pairs=norms_single_values(self.module)):
+        self.network.train()
+        for batch in train.batches(order, self.recipe.batch_size, pairs=norms_single_values(self.network)):
             images = self.normalize(batch.pixels if draws is None else draws.apply(batch.pixels, batch.indices))
             if draws is not None:
                 images = draws.disturb(images, batch.indices)
-            logits = _forward(self.module, images, self.recipe)
+            logits = _forward(self.network, images, self.recipe)
             loss = self.loss(logits, batch.labels)
             if not loss.requires_grad:
                 raise ModelError(
-                    f"{type(self.module).__name__}: cannot be trained, because the loss has no gradient (torch.no_grad or detach inside "
+                    f"{type(self.network).__name__}: cannot be trained, because the loss has no gradient (torch.no_grad or detach inside "
                     "the model, or all parameters are frozen)"
                 )
             self.optimizer.zero_grad(set_to_none=True)
@@ -320,40 +276,13 @@ class _Run:
         mean_loss, share = (totals / int(train.valid.sum())).tolist()
         return mean_loss, share
 
-    def _validate(self, validation: Examples) -> tuple[float, float]:
+    def _validate(self) -> tuple[float, float]:
         loss, right = 0.0, 0
-        for logits, labels in _logits(self.module, self.normalize, validation, 1024, self.recipe):
+        for logits, labels in _logits(self.network, self.normalize, self.validation, 1024, self.recipe):
             loss += float(self.loss(logits, labels)) * len(labels)
             right += int((logits.argmax(1) == labels).sum())
-        count = int(validation.valid.sum())
+        count = int(self.validation.valid.sum())
         return loss / count, right / count
-
-    def save(self, path: Path, identity: str) -> None:
-        """Writes all that the next epoch depends on."""
-        state = {
-            "identity": identity,
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "history": [asdict(line) for line in self.history],
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "best_accuracy": self.best_accuracy,
-        }
-        save_tensors(path, state)
-
-    def resume(self, path: Path | None, identity: str) -> int:
-        """Takes up a checkpoint of the same identity; returns the number of epochs that are done."""
-        state = read_checkpoint(path, identity)
-        if state is None:
-            return 0
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        self.history = [Epoch(**line) for line in state["history"]]
-        self.best, self.best_epoch, self.best_accuracy = state["best"], state["best_epoch"], state["best_accuracy"]
-        return len(self.history)
 
 
 def _loss(named: Named, kind: Kind) -> Callable[[Tensor, Tensor], Tensor]:

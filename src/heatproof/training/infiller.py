@@ -1,25 +1,23 @@
-"""Training of a network that fills holes, continued exactly after a kill.
+"""Training of a network that fills holes.
 
-As in the training of classifiers, nothing random outlives an epoch: order and holes of epoch e come from (seed, e). The
-learning rate falls to zero along half a cosine, a function of the step alone.
+Order and holes of epoch e come from (seed, e). The learning rate falls to zero along half a cosine, a function of the step
+alone.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from heatproof import runtime, seeding
+from heatproof import seeding
 from heatproof.errors import DivergedError
 from heatproof.models.inpainting import GatedUNet
-from heatproof.models.weights import State
-from heatproof.training.checkpoints import copied, read_checkpoint, save_tensors
 from heatproof.training.examples import Batch, Examples
 from heatproof.training.holes import holes
+from heatproof.training.loop import Fitted, Learner, LoopOptions, train_epochs
 
 RESULTS_VERSION = 1
 PURPOSE = "train_infiller"
@@ -50,30 +48,16 @@ class InfillerEpoch:
     validation_error: float
 
 
-@dataclass(frozen=True)
-class FittedInfiller:
-    """The weights of the epoch with the smallest validation error (the earliest of equals), and how it went."""
-
-    state: State
-    best_epoch: int
-    validation_error: float
-    history: tuple[InfillerEpoch, ...]
-
-
-def fit_infiller(
+def fit(
     network: GatedUNet,
     train: Examples,
     validation: Examples,
     recipe: InfillerRecipe,
     *,
     seed: int,
-    checkpoint: Path,
-    identity: str,
-    checkpoint_every_s: float = 0.0,
-    on_epoch: Callable[[Sequence[InfillerEpoch]], None] | None = None,
-    describe: str = "train-infiller",
-) -> FittedInfiller:
-    """Trains `network` in place on L1 in the holes and returns the best epoch's weights.
+    **options: Unpack[LoopOptions[InfillerEpoch]],
+) -> Fitted[InfillerEpoch]:
+    """Trains `network` in place on L1 in the holes; the best epoch is the one with the smallest validation error.
 
     Args:
         network: freshly initialised, on the device of the examples.
@@ -81,31 +65,12 @@ def fit_infiller(
         validation: images that choose the epoch; their holes are the same in all epochs.
         recipe: how.
         seed: root seed.
-        checkpoint: file that holds the state after an epoch; found there, the training goes on from it.
-        identity: what the training depends on; a checkpoint of another identity is not used.
-        checkpoint_every_s: least time between two checkpoints.
-        on_epoch: called after each epoch with all lines so far.
-        describe: text of the progress bar.
+        options: of the loop, see `loop.LoopOptions`.
 
     Raises:
         DivergedError: the error is no longer finite.
-        ModelError: the checkpoint is damaged.
     """
-    run = _Run(network, recipe, seed)
-    first = run.resume(checkpoint, identity)
-    steps = math.ceil(len(train) / recipe.batch_size)
-    saved_at = time.monotonic()
-    with runtime.progress(recipe.epochs * steps, describe, "step", first * steps) as bar:
-        for epoch in range(first, recipe.epochs):
-            line = run.epoch(epoch, steps, train, validation, bar.update)
-            bar.set_postfix_str(f"epoch {epoch + 1}, validation {line.validation_error:.4f}", refresh=False)
-            if on_epoch is not None:
-                on_epoch(run.history)
-            if time.monotonic() - saved_at >= checkpoint_every_s:
-                run.save(checkpoint, identity)
-                saved_at = time.monotonic()
-    assert run.best is not None
-    return FittedInfiller(run.best, run.best_epoch, run.best_error, tuple(run.history))
+    return train_epochs(InfillerLearner(network, train, validation, recipe, seed), **options)
 
 
 def error_in_holes(network: GatedUNet, pixels: Tensor, removed: Tensor) -> Tensor:
@@ -115,26 +80,32 @@ def error_in_holes(network: GatedUNet, pixels: Tensor, removed: Tensor) -> Tenso
     return ((filled - pixels).abs() * mask).sum() / (mask.sum() * pixels.shape[1]).clamp(min=1)
 
 
-class _Run:
-    """A training under way."""
+@dataclass
+class InfillerLearner(Learner[InfillerEpoch]):
+    """A network and its optimizer; arguments as for `fit`."""
 
-    def __init__(self, network: GatedUNet, recipe: InfillerRecipe, seed: int):
-        self.network, self.recipe, self.seed = network, recipe, seed
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
-        self.history: list[InfillerEpoch] = []
-        self.best: State | None = None
-        self.best_epoch, self.best_error = 0, math.inf
+    network: GatedUNet
+    train: Examples
+    validation: Examples
+    recipe: InfillerRecipe
+    seed: int
 
-    def epoch(
-        self, number: int, steps: int, train: Examples, validation: Examples, after_step: Callable[[], object]
-    ) -> InfillerEpoch:
+    line = InfillerEpoch
+    shown = "validation {validation_error:.4f}"
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.recipe.lr)
+        self.epochs, self.steps = self.recipe.epochs, math.ceil(len(self.train) / self.recipe.batch_size)
+        self.parts = {"network": self.network, "optimizer": self.optimizer}
+
+    def epoch(self, number: int, after_step: Callable[[], object]) -> InfillerEpoch:
         """One pass over the training images, and one over the validation images."""
-        order = torch.from_numpy(seeding.generator(self.seed, PURPOSE, number, "order").permutation(len(train)))
+        order = torch.from_numpy(seeding.generator(self.seed, PURPOSE, number, "order").permutation(len(self.train)))
         total = 0.0
         self.network.train()
-        for step, batch in enumerate(train.batches(order, self.recipe.batch_size)):
+        for step, batch in enumerate(self.train.batches(order, self.recipe.batch_size)):
             for group in self.optimizer.param_groups:
-                group["lr"] = self._rate(number * steps + step, self.recipe.epochs * steps)
+                group["lr"] = self._rate(number * self.steps + step)
             error = error_in_holes(self.network, batch.pixels, self._holes(batch, "epoch", number))
             self.optimizer.zero_grad(set_to_none=True)
             error.backward()
@@ -143,52 +114,23 @@ class _Run:
             after_step()
         if not math.isfinite(total):
             raise DivergedError(f"training diverged in epoch {number + 1}; try a smaller train_infiller.lr")
-        rate = self._rate(number * steps, self.recipe.epochs * steps)
-        line = InfillerEpoch(number + 1, rate, total / len(train), self._validate(validation))
-        self.history.append(line)
-        if line.validation_error < self.best_error:
-            self.best, self.best_epoch, self.best_error = copied(self.network), number + 1, line.validation_error
-        return line
+        return InfillerEpoch(number + 1, self._rate(number * self.steps), total / len(self.train), self._validate())
 
-    def _rate(self, step: int, steps: int) -> float:
-        return self.recipe.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+    def rank(self, line: InfillerEpoch) -> float:
+        """The smaller the validation error, the better."""
+        return line.validation_error if math.isfinite(line.validation_error) else math.inf
+
+    def _rate(self, step: int) -> float:
+        return self.recipe.lr * 0.5 * (1 + math.cos(math.pi * step / (self.recipe.epochs * self.steps)))
 
     def _holes(self, batch: Batch, *purpose: str | int) -> Tensor:
         return holes(batch.pixels, batch.indices.cpu().numpy(), self.seed, PURPOSE, *purpose)
 
-    def _validate(self, validation: Examples) -> float:
+    def _validate(self) -> float:
         self.network.eval()
         with torch.inference_mode():
             total = sum(
                 error_in_holes(self.network, batch.pixels, self._holes(batch, "validation")).item() * len(batch.indices)
-                for batch in _in_order(validation)
+                for batch in self.validation.batches(torch.arange(len(self.validation)), 256)
             )
-        return total / len(validation)
-
-    def save(self, path: Path, identity: str) -> None:
-        """Writes all that the next epoch depends on."""
-        state = {
-            "identity": identity,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "history": [asdict(line) for line in self.history],
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "best_error": self.best_error,
-        }
-        save_tensors(path, state)
-
-    def resume(self, path: Path, identity: str) -> int:
-        """Takes up a checkpoint of the same identity; returns the number of epochs that are done."""
-        state = read_checkpoint(path, identity)
-        if state is None:
-            return 0
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history = [InfillerEpoch(**line) for line in state["history"]]
-        self.best, self.best_epoch, self.best_error = state["best"], state["best_epoch"], state["best_error"]
-        return len(self.history)
-
-
-def _in_order(examples: Examples) -> Iterator[Batch]:
-    return examples.batches(torch.arange(len(examples)), 256)
+        return total / len(self.validation)
