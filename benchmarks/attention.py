@@ -22,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from heatproof import runtime
-from heatproof.methods import attention, rows
+from heatproof.methods import attention_matrices, rows
 from heatproof.methods.attention import AttentionFlow, AttentionRollout, Chefer, GradientRollout
 from heatproof.methods.gradmask import GradMask
 from heatproof.models.hooks import frozen_eval
@@ -166,13 +166,13 @@ def _flow(turns: Turns, images: int) -> None:
         inside.append(turns.clock() - started)
         return found
 
-    attention.maximum_flow, original = timed, attention.maximum_flow
+    attention_matrices.maximum_flow, original = timed, attention_matrices.maximum_flow
     try:
         started = turns.clock()
         flow = AttentionFlow(model).flow(torch.randn(images, 3, 224, 224), torch.zeros(images, dtype=torch.int64))
         total = turns.clock() - started
     finally:
-        attention.maximum_flow = original
+        attention_matrices.maximum_flow = original
     print(
         f"attention flow, DeiT-tiny: {total / images:.1f} s an image, {total / sum(inside):.3f} x its solver (aim <= 1.2); "
         f"{flow.saturated.mean():.0%} of the patches saturated",

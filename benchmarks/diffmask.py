@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torchvision.models import vit_b_16
 
 from heatproof.methods.diffmask import DiffMask
-from heatproof.models.diffmask import explainer_for, masking_of
+from heatproof.models.diffmask import explainer_for
 from heatproof.models.hooks import frozen_eval
+from heatproof.models.masking import masking_of
 from heatproof.models.vit import ViTTiny
 from heatproof.training.checkpoints import save_tensors
 from heatproof.training.diffmask_steps import DiffMaskRecipe, DiffMaskTraining, drawn

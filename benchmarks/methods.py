@@ -25,8 +25,9 @@ from heatproof.methods.gradient import Gradient, IntegratedGradients
 from heatproof.methods.gradmask import GradMask
 from heatproof.methods.perturbation import Rise
 from heatproof.methods.transformer_lrp import TransformerAttribution
-from heatproof.models.diffmask import explainer_for, masking_of
+from heatproof.models.diffmask import explainer_for
 from heatproof.models.hooks import frozen_eval
+from heatproof.models.masking import masking_of
 from heatproof.models.vit import ViTTiny
 from heatproof.training.checkpoints import save_tensors
 

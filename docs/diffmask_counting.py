@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from heatproof import config
 from heatproof.models import LoadedModel, frozen_eval
-from heatproof.models.diffmask import Explainer, explainer_for, masking_of
+from heatproof.models.diffmask import Explainer, explainer_for
+from heatproof.models.masking import masking_of
 from heatproof.stages.run import Run
 from heatproof.stages.train_diffmask import recipe_of
 from heatproof.training import diffmask

@@ -19,7 +19,8 @@ from torch.nn import functional
 from heatproof import config, store
 from heatproof.metrics import statistics
 from heatproof.models import frozen_eval
-from heatproof.models.diffmask import FORMS, Explainer, Masking, Pass, explainer_from, masking_of
+from heatproof.models.diffmask import Explainer, explainer_from
+from heatproof.models.masking import FORMS, Masking, Pass, masking_of
 from heatproof.models.probabilities import divergences
 from heatproof.models.weights import read_weights
 from heatproof.stages.evaluate import stored_maps

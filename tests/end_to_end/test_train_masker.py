@@ -16,7 +16,8 @@ from heatproof.methods import masker as methods
 from heatproof.models import load
 from heatproof.models.inpainting import GatedUNet
 from heatproof.models.loading import classes_in
-from heatproof.models.masker import Masker, MaskerForm, read_masker
+from heatproof.models.masker import Masker, MaskerForm
+from heatproof.models.masker_files import read_masker
 from heatproof.models.resnet_cifar import NarrowResNet8
 from heatproof.stages import train_masker
 from heatproof.stages.run import Run

@@ -19,10 +19,8 @@ from heatproof.methods.attention import (
     GradientRollout,
     LeGrad,
     StopGradient,
-    discarded,
-    maximum_flows,
-    mixed,
 )
+from heatproof.methods.attention_matrices import discarded, maximum_flows, mixed
 from heatproof.methods.gradmask import GradMask
 from heatproof.methods.transformer_lrp import TransformerAttribution, TransformerLrp
 from tests.methods import test_properties as properties

@@ -8,7 +8,8 @@ import torch
 
 from heatproof.errors import InputError, MissingInputError, ModelError
 from heatproof.methods.diffmask import DiffMask
-from heatproof.models.diffmask import explainer_for, masking_of
+from heatproof.models.diffmask import explainer_for
+from heatproof.models.masking import masking_of
 from heatproof.models.resnet_cifar import NarrowResNet8, ResNet8
 from heatproof.training.checkpoints import save_tensors
 from tests.models.test_diffmask import close, golden, tiny_vit

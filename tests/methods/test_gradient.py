@@ -9,7 +9,6 @@ from heatproof import plugins
 from heatproof.errors import InputError, ModelError, PluginError
 from heatproof.methods import rows
 from heatproof.methods.gradient import (
-    QUADRATURES,
     Deconvolution,
     DeepLift,
     Gradient,
@@ -21,8 +20,9 @@ from heatproof.methods.gradient import (
     SmoothGrad,
     SmoothGradSquared,
     VarGrad,
-    noisy_moments,
 )
+from heatproof.methods.noisy import noisy_moments
+from heatproof.methods.quadratures import QUADRATURES
 from heatproof.models import Normalization
 from tests.methods.networks import (
     ColourNet,

@@ -8,7 +8,8 @@ import torch
 from heatproof.errors import InputError, MissingInputError, ModelError
 from heatproof.methods.masker import Masker
 from heatproof.models import masker as network
-from heatproof.models.masker import MaskerForm, SavedMasker
+from heatproof.models.masker import MaskerForm
+from heatproof.models.masker_files import SavedMasker
 from heatproof.models.resnet_cifar import NarrowResNet8
 from heatproof.models.vit import ViTTiny
 from tests.methods.test_properties import traces

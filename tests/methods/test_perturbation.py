@@ -14,12 +14,11 @@ from heatproof.methods.perturbation import (
     Lime,
     Occlusion,
     Rise,
-    grid_superpixels,
-    lime_coefficients,
     rise_map,
     rise_masks,
     windows,
 )
+from heatproof.methods.superpixels import grid_superpixels, lime_coefficients
 from tests.methods.networks import ColourNet, colour_patches, linear_model, small_resnet
 
 GOLDEN_TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}

@@ -11,7 +11,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from heatproof.errors import InputError, ModelError
-from heatproof.models.attention import architecture_of, attention
+from heatproof.models.attention import attention
+from heatproof.models.transformers import architecture_of
 from tests.methods.test_properties import traces
 from tests.models import vits
 from tests.models.vits import RECTANGULAR, golden

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from heatproof.errors import InputError, ModelError
-from heatproof.models import diffmask
-from heatproof.models.attention import architecture_of
-from heatproof.models.diffmask import Explainer, explainer_from, masking_of
+from heatproof.models import masking as masking_module
+from heatproof.models.diffmask import Explainer, explainer_from
 from heatproof.models.hard_concrete import HardConcrete, log_complement
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.loading import LogitsOf
+from heatproof.models.masking import masking_of
 from heatproof.models.resnet_cifar import ResNet8
 from heatproof.models.targets import Difference, Retargeted
+from heatproof.models.transformers import architecture_of
 from tests.models.vits import RECTANGULAR, _new_name, our_vit, randomised, timm_vit
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "diffmask"
@@ -156,8 +157,8 @@ def test_a_replaced_state_leads_where_it_leads_in_the_published_code(index):
     architecture = architecture_of(model)
     with (
         torch.no_grad(),
-        diffmask.replaced_state(architecture, index, vectors[f"set{index}.new"]),
-        diffmask.hidden_states(architecture) as states,
+        masking_module.replaced_state(architecture, index, vectors[f"set{index}.new"]),
+        masking_module.hidden_states(architecture) as states,
     ):
         logits = model(vectors["images"])
     close(logits, vectors[f"set{index}.logits"], 2e-5)
@@ -208,7 +209,7 @@ def test_hooks_are_gone_after_an_error():
     with pytest.raises(InputError, match="pixels"):
         masking.intact(torch.zeros(1, 3, 8, 8))
     architecture = architecture_of(model)
-    with pytest.raises(InputError), diffmask.replaced_state(architecture, 0, torch.zeros(2, 24, 16)):
+    with pytest.raises(InputError), masking_module.replaced_state(architecture, 0, torch.zeros(2, 24, 16)):
         model(torch.zeros(1, 3, 8, 8))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -284,7 +285,7 @@ def test_pixels_of_a_convolutional_network_are_masked_patch_by_patch():
 
 def test_stages_are_the_last_output_at_each_size():
     model = ResNet8(num_classes=4).eval()
-    names = diffmask.stages_of(model, torch.zeros(1, 3, 32, 32))
+    names = masking_module.stages_of(model, torch.zeros(1, 3, 32, 32))
     assert [name.split(".")[0] for name in names] == ["layer1", "layer2", "layer3"]
 
 
@@ -292,7 +293,7 @@ def test_stages_in_other_layouts_are_read_as_they_are_laid_out():
     first = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.Flatten(), nn.Linear(6 * 36, 2)).eval()
     last = nn.Sequential(first[0], Then(lambda x: x.permute(0, 2, 3, 1)), *first[1:]).eval()
     images = torch.randn(2, 3, 24, 24)
-    assert list(diffmask.stages_of(last, images)) == ["1"]
+    assert list(masking_module.stages_of(last, images)) == ["1"]
     wanted, found = (masking_of(model, "pixels", patch=8).intact(images).hidden for model in (first, last))
     assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
@@ -333,6 +334,6 @@ def test_a_damaged_file_of_an_explainer_is_one_line(damage):
 def test_the_stages_of_a_retargeted_network_are_those_of_the_network_inside():
     model, images = ResNet8(4).eval(), torch.zeros(1, 3, 32, 32)
     wrapped = Retargeted(model, Difference(0, 1))
-    assert diffmask.stages_of(wrapped, images) == diffmask.stages_of(model, images)
+    assert masking_module.stages_of(wrapped, images) == masking_module.stages_of(model, images)
     states = [masking_of(m, "pixels").intact(images).hidden for m in (model, wrapped)]
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))

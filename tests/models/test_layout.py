@@ -327,8 +327,8 @@ def test_layers_of_libraries_are_laid_out_as_they_say(make, size, layers):
 def test_the_patches_of_every_vision_transformer_stand_on_their_grid(name):
     model = vits.RECTANGULAR[name][0]()
     images = torch.randn(2, 3, 16, 24)
-    from heatproof.models.attention import architecture_of
     from heatproof.models.hooks import recorded
+    from heatproof.models.transformers import architecture_of
 
     block = architecture_of(model).blocks[0]
     layer = next(key for key, module in model.named_modules() if module is block)

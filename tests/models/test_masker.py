@@ -12,13 +12,11 @@ from heatproof.errors import InputError, MissingInputError, ModelError
 from heatproof.models.masker import (
     Masker,
     MaskerForm,
-    SavedMasker,
     binary_gumbel,
     discovered,
-    read_masker,
-    read_published,
     tapped,
 )
+from heatproof.models.masker_files import SavedMasker, read_masker, read_published
 from heatproof.models.resnet_cifar import NarrowResNet8
 from heatproof.models.vit import ViTTiny
 from tests.models.closed_formula import filled, of_shape

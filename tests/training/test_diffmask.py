@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from heatproof.errors import DivergedError, InputError, ModelError
-from heatproof.models.diffmask import Explainer, explainer_for, masking_of
+from heatproof.models.diffmask import Explainer, explainer_for
+from heatproof.models.masking import masking_of
 from heatproof.models.vit import ViTTiny
 from heatproof.training import diffmask, diffmask_steps
 from heatproof.training.diffmask_steps import DiffMaskDraws, DiffMaskRecipe, DiffMaskTraining

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from heatproof.errors import InputError, MissingInputError, ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.cam import INTERPOLATIONS, to_image_size
-from heatproof.models.diffmask import FORMS, Explainer, Masking, masking_of, read_explainer
+from heatproof.models.diffmask import Explainer, read_explainer
 from heatproof.models.hard_concrete import log_complement
 from heatproof.models.hooks import frozen_eval
+from heatproof.models.masking import FORMS, Masking, masking_of
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in models.diffmask or models.hard_concrete
 

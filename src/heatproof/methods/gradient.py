@@ -6,23 +6,22 @@ decision (`reduction.reduce_channels`). What is explained is the target's logit,
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from heatproof import plugins, seeding
+from heatproof import seeding
 from heatproof.errors import InputError, ModelError
 from heatproof.methods import options, rows, rules, secants
 from heatproof.methods.folding import quickened
 from heatproof.methods.lrp import Lrp
+from heatproof.methods.noisy import OverNoise, normal_noise
 from heatproof.methods.options import Baseline, BaselineImage
-from heatproof.methods.protocol import Method
+from heatproof.methods.quadratures import QUADRATURES
 from heatproof.models.hooks import dtype_of
 from heatproof.models.normalization import Normalization
 from heatproof.models.targets import network_and_scalar
@@ -43,7 +42,7 @@ __all__ = [
     "VarGrad",
 ]
 
-RESULTS_VERSION = 2  # to be raised when numbers change, also by a change in rows, rules, folding or variants
+RESULTS_VERSION = 2  # to be raised when numbers change, also in rows, rules, folding, variants, noisy or quadratures
 
 MISSED_WITHOUT_A_WORD = 0.1
 """Share of the logits' differences that integrated gradients may miss before it says so: 50 steps of a trained network miss less."""
@@ -102,52 +101,6 @@ class InputXGradient:
         with rows.explaining(self.model):
             gradients = rows.logit_gradients(self.model, images, targets)
         return (images.detach() * gradients).float()
-
-
-class Quadrature(NamedTuple):
-    """Points in [0, 1] and their weights: an integral over [0, 1] is the sum of weight * value at each point."""
-
-    points: NDArray[np.float64]
-    weights: NDArray[np.float64]
-
-
-def gauss_legendre(steps: int) -> Quadrature:
-    """Gauss-Legendre quadrature on (0, 1): exact for polynomials up to degree 2 * steps - 1.
-
-    >>> gauss_legendre(1)
-    Quadrature(points=array([0.5]), weights=array([1.]))
-    """
-    points, weights = np.polynomial.legendre.leggauss(steps)
-    return Quadrature((1 + points) / 2, weights / 2)
-
-
-def riemann_left(steps: int) -> Quadrature:
-    """Points i / steps, equal weights: the form of the paper, from 0.
-
-    >>> riemann_left(2)
-    Quadrature(points=array([0. , 0.5]), weights=array([0.5, 0.5]))
-    """
-    return Quadrature(np.arange(steps) / steps, np.full(steps, 1 / steps))
-
-
-def riemann_trapezoid(steps: int) -> Quadrature:
-    """As Captum has it: points evenly spaced with both ends, weights 1/steps, half of that at the ends.
-
-    The weights sum to 1 - 1/steps, so the maps fall short of completeness by that share: for comparisons only.
-
-    >>> riemann_trapezoid(3)
-    Quadrature(points=array([0. , 0.5, 1. ]), weights=array([0.16666667, 0.33333333, 0.16666667]))
-    """
-    weights = np.full(steps, 1 / steps)
-    weights[[0, -1]] /= 2
-    return Quadrature(np.linspace(0, 1, steps), weights)
-
-
-QUADRATURES: Mapping[str, Callable[[int], Quadrature]] = {
-    "gausslegendre": gauss_legendre,
-    "riemann_left": riemann_left,
-    "riemann_trapezoid": riemann_trapezoid,
-}
 
 
 @dataclass(frozen=True)
@@ -304,114 +257,8 @@ def _positive_gradients(
         return torch.autograd.grad(scores.sum(), inputs)[0].float()
 
 
-BASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "gradient": ("heatproof.methods.gradient.Gradient", {"absolute": False}),
-    "input_x_gradient": ("heatproof.methods.gradient.InputXGradient", {}),
-    "integrated_gradients": ("heatproof.methods.gradient.IntegratedGradients", {}),
-    "guided_backprop": ("heatproof.methods.gradient.GuidedBackprop", {}),
-    "deep_lift": ("heatproof.methods.gradient.DeepLift", {}),
-}
-"""Short names of the methods that SmoothGrad and its kin may run over, and options that differ from their defaults."""
-
-
-def noisy_moments(
-    explain: Method,
-    images: Tensor,
-    targets: Tensor,
-    samples: int,
-    add_noise: Callable[[int, slice, Tensor], object],
-    rows_per_forward: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Mean and population variance of a method's maps over noisy copies of each image.
-
-    Args:
-        explain: the method.
-        images: (N, C, H, W).
-        targets: (N,).
-        samples: copies of each image, S.
-        add_noise: called as add_noise(sample, chosen, out) with out = images[chosen]; adds this sample's noise to out.
-        rows_per_forward: noisy images given to the method at once.
-
-    Returns:
-        Mean and variance, each of a map's shape, float32. The mean of the squares is variance + mean ** 2.
-    """
-
-    def make(sample: int, chosen: slice, out: Tensor) -> None:
-        out.copy_(images[chosen])
-        add_noise(sample, chosen, out)
-
-    images = images.detach()
-    mean, squares = torch.zeros(()), torch.zeros(())
-    for batch, batch_targets, pieces in rows.streamed(
-        images, targets, samples, rows.rows_of(images, rows_per_forward), make
-    ):
-        maps = explain(batch, batch_targets)
-        if mean.ndim == 0:
-            mean = maps.new_zeros((len(images), *maps.shape[1:]))
-            squares = torch.zeros_like(mean)
-        for piece in pieces:
-            # Welford's recurrence: the textbook's difference of two large sums would lose a small variance.
-            before = maps[piece.rows] - mean[piece.images]
-            mean[piece.images] += before / (piece.sample + 1)
-            squares[piece.images] += before * (maps[piece.rows] - mean[piece.images])
-    return mean, squares / samples
-
-
 @dataclass(frozen=True)
-class _OverNoise:
-    """The options of SmoothGrad and its kin, and the run over noisy copies that they share.
-
-    What is drawn for an image depends on (seed, index) only.
-    """
-
-    model: nn.Module
-    base: str = "gradient"
-    base_options: Mapping[str, Any] = field(default_factory=dict)
-    samples: int = 25
-    stdev: float = 0.15
-    stdev_mode: str = "range"
-    seed: int = 0
-    normalization: Normalization | None = None
-    rows_per_forward: int | None = None
-
-    def __post_init__(self) -> None:
-        options.at_least(self, 1, samples=self.samples, rows_per_forward=self.rows_per_forward)
-        options.at_least(self, 0, stdev=self.stdev)
-        options.one_of(self, "stdev_mode", self.stdev_mode, ("range", "absolute"))
-        _ = self._explain  # a wrong base is told now, not at the first image
-
-    @cached_property
-    def _explain(self) -> Method:
-        path, given = BASES.get(self.base, (self.base, {}))
-        factory, given = plugins.resolve(path), {**given, **self.base_options}
-        plugins.check_options(path, factory, given, positional=1, provided=("normalization",))
-        if plugins.wants(factory, "normalization"):
-            given["normalization"] = self.normalization
-        explain: Method = factory(self.model, **given)
-        return explain
-
-    def _moments(self, images: Tensor, targets: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor]:
-        rows.check_batch(images, targets)
-        drawn = indices.tolist() if indices is not None else [0] * len(images)
-        generators = [seeding.generator(self.seed, "smoothgrad", index) for index in drawn]
-        stdevs = self._stdevs(images)
-
-        def add_noise(_: int, chosen: slice, out: Tensor) -> None:
-            # Sample follows sample, so each image's generator goes on where its last sample ended.
-            out.addcmul_(_normal(generators[chosen], out), stdevs[chosen])
-
-        return noisy_moments(self._explain, images, targets, self.samples, add_noise, self.rows_per_forward)
-
-    def _stdevs(self, images: Tensor) -> Tensor:
-        """Standard deviation of each image's noise, (N, 1, 1, 1)."""
-        images = images.detach()
-        if self.stdev_mode == "absolute":
-            return images.new_full((len(images), 1, 1, 1), self.stdev)
-        return self.stdev * (images.amax(dim=(1, 2, 3), keepdim=True) - images.amin(dim=(1, 2, 3), keepdim=True))
-
-
-@dataclass(frozen=True)
-class SmoothGrad(_OverNoise):
+class SmoothGrad(OverNoise):
     """The mean of a method's maps over noisy copies of the image.
 
     Args:
@@ -436,7 +283,7 @@ class SmoothGrad(_OverNoise):
 
 
 @dataclass(frozen=True)
-class SmoothGradSquared(_OverNoise):
+class SmoothGradSquared(OverNoise):
     """The mean of the squares of a method's maps over noisy copies of the image; at least 0.
 
     Args and noise: as `SmoothGrad`.
@@ -453,7 +300,7 @@ class SmoothGradSquared(_OverNoise):
 
 
 @dataclass(frozen=True)
-class VarGrad(_OverNoise):
+class VarGrad(OverNoise):
     """The (population) variance of a method's maps over noisy copies of the image; at least 0.
 
     Args and noise: as `SmoothGrad`.
@@ -609,7 +456,7 @@ class GradientShap:
             points = images.new_tensor([generator.random() for generator in generators[chosen]])
             ends = images[chosen]
             if self.stdev > 0:
-                ends = ends + self.stdev * _normal(generators[chosen], out)
+                ends = ends + self.stdev * normal_noise(generators[chosen], out)
             ways.append(ends - starts)
             torch.addcmul(starts, ways[-1], points[:, None, None, None], out=out)
 
@@ -627,9 +474,3 @@ class GradientShap:
         if isinstance(self.baselines, Tensor):
             return self.baselines.to(images)
         return torch.cat([BaselineImage(baseline, self.normalization)(images) for baseline in self.baselines])
-
-
-def _normal(generators: Sequence[np.random.Generator], like: Tensor) -> Tensor:
-    """Standard normal noise for each image from its own generator, in the shape of `like` (n, C, H, W)."""
-    drawn = [generator.standard_normal(like.shape[1:], dtype=np.float32) for generator in generators]
-    return torch.from_numpy(np.stack(drawn)).to(like)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from heatproof.errors import InputError, ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.cam import INTERPOLATIONS, to_image_size
-from heatproof.models.attention import Block, architecture_of, attention
+from heatproof.models.attention import Block, attention
 from heatproof.models.probabilities import kind_of, probabilities
+from heatproof.models.transformers import architecture_of
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in rows or models.attention
 

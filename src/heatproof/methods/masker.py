@@ -13,6 +13,7 @@ from heatproof.methods import options, rows
 from heatproof.models import masker as network
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.layout import Layouts
+from heatproof.models.masker_files import SavedMasker, read_masker
 from heatproof.models.weights import put_weights
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in models.masker
@@ -65,7 +66,7 @@ class Masker:
     def __post_init__(self) -> None:
         options.one_of(self, "output", self.output, OUTPUTS)
         options.one_of(self, "classifier", self.classifier, CLASSIFIERS)
-        saved = network.read_masker(Path(self.checkpoint))
+        saved = read_masker(Path(self.checkpoint))
         if self.use_p is not None:
             checks.fraction("Masker: use_p", self.use_p)
         if saved.form.takes_area != (self.use_p is not None):
@@ -93,7 +94,7 @@ class Masker:
         cells = logits if self.output == "logits" else self._masker.masked(logits)
         return self._masker.enlarged(cells, size).float()
 
-    def _check_classifier(self, saved: network.SavedMasker) -> None:
+    def _check_classifier(self, saved: SavedMasker) -> None:
         known = (
             {saved.classifier_sha256}
             if self.classifier == "explained"
@@ -111,7 +112,7 @@ class Masker:
             f"not {self.classifier_sha256[:12]}...); train it again (train-masker), or mend checkpoint"
         )
 
-    def _adapted(self, saved: network.SavedMasker) -> nn.Module:
+    def _adapted(self, saved: SavedMasker) -> nn.Module:
         """The classifier with the weights that came with the masker."""
         assert saved.classifier is not None
         adapted = copy.deepcopy(self.model)

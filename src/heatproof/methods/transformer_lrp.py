@@ -36,8 +36,9 @@ from heatproof.methods.lrp import (
     shared_out,
 )
 from heatproof.methods.rules import CHOICES, ELEMENTWISE, Rule, check_operations, multi_head, named, replaced
-from heatproof.models.attention import Block, architecture_of, attention
+from heatproof.models.attention import Block, attention
 from heatproof.models.targets import network_and_scalar
+from heatproof.models.transformers import architecture_of
 
 RESULTS_VERSION = 1  # to be raised when numbers change, also by a change in rows, rules, lrp or models.attention
 

@@ -14,7 +14,8 @@ from heatproof import artefacts
 from heatproof.errors import ModelError
 from heatproof.models import Normalization, load
 from heatproof.models.loading import classes_in
-from heatproof.models.masker import PUBLISHED_TAPS, discovered, read_published
+from heatproof.models.masker import discovered
+from heatproof.models.masker_files import PUBLISHED_TAPS, read_published
 from heatproof.models.weights import put_weights
 from heatproof.training.checkpoints import save_tensors
 

@@ -17,7 +17,8 @@ from PIL import Image
 from heatproof import artefacts, config, runtime, seeding
 from heatproof.errors import MissingInputError
 from heatproof.models import LoadedModel, frozen_eval
-from heatproof.models.diffmask import Explainer, Masking, explainer_for, masking_of, read_explainer
+from heatproof.models.diffmask import Explainer, explainer_for, read_explainer
+from heatproof.models.masking import Masking, masking_of
 from heatproof.models.probabilities import divergences, kind_of
 from heatproof.models.weights import put_weights
 from heatproof.report.masks import mask_panels

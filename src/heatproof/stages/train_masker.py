@@ -26,7 +26,8 @@ from heatproof.errors import ConfigError, DataError, PluginError, nearest
 from heatproof.models import LoadedModel
 from heatproof.models import masker as masker_models
 from heatproof.models.hooks import frozen_eval
-from heatproof.models.masker import Masker, MaskerForm, SavedMasker, discovered, tapped
+from heatproof.models.masker import Masker, MaskerForm, discovered, tapped
+from heatproof.models.masker_files import SavedMasker
 from heatproof.models.weights import State
 from heatproof.report.masks import masks_sheet
 from heatproof.stages import infill, infilled

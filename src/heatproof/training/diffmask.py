@@ -15,8 +15,9 @@ from torch import nn
 
 from heatproof import seeding
 from heatproof.errors import DivergedError
-from heatproof.models.diffmask import Explainer, Masking, Pass
+from heatproof.models.diffmask import Explainer
 from heatproof.models.hooks import frozen_eval
+from heatproof.models.masking import Masking, Pass
 from heatproof.models.probabilities import divergences, kind_of
 from heatproof.training.classifier import Normalize
 from heatproof.training.diffmask_steps import DiffMaskDraws, DiffMaskRecipe, DiffMaskTraining, drawn

@@ -41,7 +41,8 @@ from torch import Tensor, nn
 from heatproof import seeding
 from heatproof.errors import InputError
 from heatproof.methods.rows import check_reached
-from heatproof.models.diffmask import Explainer, Masking, Pass
+from heatproof.models.diffmask import Explainer
+from heatproof.models.masking import Masking, Pass
 from heatproof.models.probabilities import divergences, kind_of
 from heatproof.training.lookahead import Lookahead
 
