@@ -1,21 +1,15 @@
 """The order of pixels, what is removed, what replaces it, and what the model says of the rest."""
 
+from heatproof.removal.blurs import Blur, KeptBlur, MaskingBlur, RiseBlur
 from heatproof.removal.fills import (
     FILL_NAMES,
     FILLS,
     GENERATIVE,
     Black,
-    Blur,
-    ByRemoval,
-    Fill,
     ImageMean,
-    KeptBlur,
-    MaskingBlur,
     Mean,
     Noise,
     NoisyLinear,
-    Replacing,
-    RiseBlur,
     WholePictures,
     ZeroNormalised,
     build_fill,
@@ -39,6 +33,7 @@ from heatproof.removal.orders import (
     tie_keys,
     tied_share,
 )
+from heatproof.removal.protocol import ByRemoval, Fill, Replacing
 from heatproof.removal.scores import DegradedScores, SubsetScores, degraded_scores, subset_scores
 from heatproof.removal.telea import Telea
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from heatproof import checks
 from heatproof.errors import InputError, nearest
 from heatproof.models.probabilities import Kind, kind_of, margins, probabilities
-from heatproof.removal.fills import ByRemoval, Fill, Replacing
 from heatproof.removal.orders import First, count, rank_tensor
 from heatproof.removal.pixels import as_float
+from heatproof.removal.protocol import ByRemoval, Fill, Replacing
 
 RESULTS_VERSION = 1
 
