@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from heatproof import config
 from heatproof.models import LoadedModel, frozen_eval
-from heatproof.models.diffmask import Explainer, explainer_for
+from heatproof.models.diffmask import DiffMaskNetwork, explainer_for
 from heatproof.models.masking import masking_of
 from heatproof.stages.run import Run
 from heatproof.stages.train_diffmask import recipe_of
@@ -61,7 +61,7 @@ def main(path: Path, *overrides: str) -> None:
         print(f"| {seed} | {' | '.join(f'{value:.3f}' for value in values)} | {seconds:.0f} |", flush=True)  # noqa: T201
 
 
-def _ious(run: Run, loaded: LoadedModel, explainer: Explainer) -> Iterator[torch.Tensor]:
+def _ious(run: Run, loaded: LoadedModel, explainer: DiffMaskNetwork) -> Iterator[torch.Tensor]:
     split, masking = run.dataset.split("test"), masking_of(loaded.module)
     for batch in run.examples(split).batches(torch.arange(len(split)), 250):
         passed = masking.intact(loaded.normalization(batch.pixels))

@@ -19,7 +19,7 @@ from torch.nn import functional
 from heatproof import config, store
 from heatproof.metrics import statistics
 from heatproof.models import frozen_eval
-from heatproof.models.diffmask import Explainer, explainer_from
+from heatproof.models.diffmask import DiffMaskNetwork, explainer_from
 from heatproof.models.masking import FORMS, Masking, Pass, masking_of
 from heatproof.models.probabilities import divergences
 from heatproof.models.weights import read_weights
@@ -55,7 +55,7 @@ def main(path: Path, *overrides: str) -> None:
 
 
 def _divergences(
-    explainer: Explainer, masking: Masking, images: Tensor, passed: Pass, order: Tensor, share: float
+    explainer: DiffMaskNetwork, masking: Masking, images: Tensor, passed: Pass, order: Tensor, share: float
 ) -> NDArray[np.float64]:
     """Of each image (N,), with the first `share` of its patches in this order kept."""
     kept = torch.zeros(order.shape).scatter(1, order[:, : round(share * order.shape[1])], 1.0).to(images.device)

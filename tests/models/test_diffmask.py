@@ -12,7 +12,7 @@ from torch import nn
 
 from heatproof.errors import InputError, ModelError
 from heatproof.models import masking as masking_module
-from heatproof.models.diffmask import Explainer, explainer_from
+from heatproof.models.diffmask import DiffMaskNetwork, explainer_from
 from heatproof.models.hard_concrete import HardConcrete, log_complement
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.loading import LogitsOf
@@ -217,8 +217,8 @@ def test_hooks_are_gone_after_an_error():
 def test_gates_start_open_and_the_published_ones_anywhere():
     torch.manual_seed(0)
     hidden = [3 * torch.randn(2, 50, 32) for _ in range(6)]
-    ours = Explainer("tokens", 6, 32, mul_activation=5.0, add_activation=3.0).votes(hidden).logits
-    theirs = Explainer("tokens", 6, 32, mul_activation=15.0, add_activation=8.0, compat=True).votes(hidden).logits
+    ours = DiffMaskNetwork("tokens", 6, 32, mul_activation=5.0, add_activation=3.0).votes(hidden).logits
+    theirs = DiffMaskNetwork("tokens", 6, 32, mul_activation=15.0, add_activation=8.0, compat=True).votes(hidden).logits
     assert (ours - 3).abs().max() < 0.3
     assert theirs.min() < 2
     assert theirs.max() > 14
@@ -226,7 +226,7 @@ def test_gates_start_open_and_the_published_ones_anywhere():
 
 def test_the_product_of_all_gates_is_that_of_each_gate_alone():
     torch.manual_seed(1)
-    explainer = Explainer("tokens", 3, 8, hidden=5, mul_activation=2.0, add_activation=1.0)
+    explainer = DiffMaskNetwork("tokens", 3, 8, hidden=5, mul_activation=2.0, add_activation=1.0)
     hidden = [torch.randn(2, 4, 8) for _ in range(3)]
     logits = explainer.votes(hidden).logits
     for number, own in enumerate(hidden):
@@ -238,7 +238,7 @@ def test_the_product_of_all_gates_is_that_of_each_gate_alone():
 
 def test_an_explainer_is_wholly_in_its_state_dict():
     torch.manual_seed(0)
-    explainer = Explainer("pixels", 3, 8, hidden=5, mul_activation=2.5, add_activation=1.0, colours=1)
+    explainer = DiffMaskNetwork("pixels", 3, 8, hidden=5, mul_activation=2.5, add_activation=1.0, colours=1)
     again = explainer_from(explainer.state_dict(), where="memory")
     hidden = [torch.randn(2, 4, 8) for _ in range(3)]
     assert torch.equal(again.log_kept(hidden), explainer.log_kept(hidden))
@@ -248,7 +248,7 @@ def test_an_explainer_is_wholly_in_its_state_dict():
 def test_a_foreign_file_of_weights_is_no_explainer():
     with pytest.raises(ModelError, match="holds no weights of DiffMask"):
         explainer_from(our_vit().state_dict(), where="x.pth")
-    state = Explainer("tokens", 2, 8, mul_activation=1.0, add_activation=1.0).state_dict()
+    state = DiffMaskNetwork("tokens", 2, 8, mul_activation=1.0, add_activation=1.0).state_dict()
     del state["gate.g_hat.1.f.2.bias"]
     with pytest.raises(ModelError, match=r"the file has no gate\.g_hat\.1\.f\.2\.bias"):
         explainer_from(state, where="x.pth")
@@ -326,7 +326,7 @@ def test_a_network_without_stages_is_refused():
     ids=["an unknown form", "two forms", "a placeholder without axes"],
 )
 def test_a_damaged_file_of_an_explainer_is_one_line(damage):
-    explainer = Explainer("tokens", 2, 8, hidden=4, mul_activation=1.0, add_activation=1.0)
+    explainer = DiffMaskNetwork("tokens", 2, 8, hidden=4, mul_activation=1.0, add_activation=1.0)
     with pytest.raises(ModelError, match=r"x\.pth: is damaged, or no file that train-diffmask made"):
         explainer_from(explainer.state_dict() | damage, where="x.pth")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from heatproof.errors import DivergedError, InputError, ModelError
-from heatproof.models.diffmask import Explainer, explainer_for
+from heatproof.models.diffmask import DiffMaskNetwork, explainer_for
 from heatproof.models.masking import masking_of
 from heatproof.models.vit import ViTTiny
 from heatproof.training import diffmask, diffmask_steps
@@ -112,7 +112,7 @@ def test_fourteen_steps_are_those_of_the_published_code():
 def test_what_is_kept_is_counted_and_the_penalty_is_its_share():
     torch.manual_seed(0)
     model = our_vit().requires_grad_(requires_grad=False)
-    explainer = Explainer("tokens", 4, 16, mul_activation=5.0, add_activation=1.0)
+    explainer = DiffMaskNetwork("tokens", 4, 16, mul_activation=5.0, add_activation=1.0)
     masking, images = masking_of(model), torch.randn(3, 3, 16, 24)
     passed = masking.intact(images)
     draws = DiffMaskDraws(torch.tensor([0, 3, 2]), torch.rand(3, 24, 4))
@@ -129,7 +129,7 @@ def test_what_is_kept_is_counted_and_the_penalty_is_its_share():
 @pytest.mark.parametrize("compat", [False, True])
 def test_rates_grow_at_first_and_fall_in_the_last_third(compat):
     model = our_vit().requires_grad_(requires_grad=False)
-    explainer = Explainer("tokens", 4, 16, mul_activation=5.0, add_activation=3.0, compat=compat)
+    explainer = DiffMaskNetwork("tokens", 4, 16, mul_activation=5.0, add_activation=3.0, compat=compat)
     settings = recipe(lr=0.1, lr_placeholder=0.2, warmup_steps=2, compat=compat)
     trainer = DiffMaskTraining(explainer, masking_of(model), settings, steps=9)
     rates = []
@@ -147,7 +147,7 @@ def test_rates_grow_at_first_and_fall_in_the_last_third(compat):
 def test_alpha_rises_while_the_divergence_exceeds_the_tolerance_and_falls_below_it(compat, eps, rises):
     torch.manual_seed(0)
     model = our_vit().requires_grad_(requires_grad=False)
-    explainer = Explainer("tokens", 4, 16, mul_activation=5.0, add_activation=-2.0)  # closed: much is missing
+    explainer = DiffMaskNetwork("tokens", 4, 16, mul_activation=5.0, add_activation=-2.0)  # closed: much is missing
     trainer = DiffMaskTraining(explainer, masking_of(model), recipe(eps=eps, compat=compat, lr_alpha=0.1))
     found = trainer.step(
         torch.randn(4, 3, 16, 24), lambda passed: diffmask.drawn(0, ("x",), 0, (4, 24, 4), torch.ones(4), shared=False)
@@ -160,7 +160,7 @@ def test_alpha_rises_while_the_divergence_exceeds_the_tolerance_and_falls_below_
 
 def test_a_multiplier_changes_by_a_share_of_itself_with_the_running_divergence_of_its_depth():
     model = our_vit().requires_grad_(requires_grad=False)
-    explainer = Explainer("tokens", 4, 16, mul_activation=5.0, add_activation=3.0)
+    explainer = DiffMaskNetwork("tokens", 4, 16, mul_activation=5.0, add_activation=3.0)
     trainer = DiffMaskTraining(explainer, masking_of(model), recipe(eps=0.1, alpha=10.0, lr_alpha=0.02))
     trainer.depths.load_state_dict(trainer.depths.state_dict() | {"divergence": torch.tensor([0.15, 9.0, 0.0, 9.0])})
     trainer.price(torch.tensor([0, 1, 2, 2]), torch.zeros(4))  # what single images say has no say
@@ -171,7 +171,7 @@ def test_a_multiplier_changes_by_a_share_of_itself_with_the_running_divergence_o
 @pytest.mark.parametrize(("compat", "least"), [(True, 0.0), (False, 0.01)])
 def test_alpha_stays_between_its_limits(compat, least):
     model = our_vit().requires_grad_(requires_grad=False)
-    explainer = Explainer("tokens", 4, 16, mul_activation=5.0, add_activation=3.0)
+    explainer = DiffMaskNetwork("tokens", 4, 16, mul_activation=5.0, add_activation=3.0)
     for start, divergence, end in ((200.0, 9.0, 200.0), (0.0, 0.0, least)):
         trainer = DiffMaskTraining(explainer, masking_of(model), recipe(alpha=start, compat=compat))
         trainer.depths.divergence.fill_(divergence)
@@ -231,7 +231,7 @@ def run():
     def train(epochs=2, **options):
         torch.manual_seed(0)
         model = our_vit()
-        explainer = Explainer(
+        explainer = DiffMaskNetwork(
             "tokens", 4, 16, mul_activation=5.0, add_activation=3.0, compat=options.pop("compat", False)
         )
         settings = recipe(
@@ -370,7 +370,7 @@ def test_the_classifier_is_left_as_it_was():
     torch.manual_seed(0)
     model = our_vit().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    explainer = Explainer("tokens", 4, 16, mul_activation=5.0, add_activation=3.0)
+    explainer = DiffMaskNetwork("tokens", 4, 16, mul_activation=5.0, add_activation=3.0)
     diffmask.fit(
         explainer, masking_of(model), model, normalize, examples(8, 1), examples(4, 2), recipe(), seed=0, purpose=("x",)
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from heatproof.errors import InputError, MissingInputError, ModelError
 from heatproof.methods import options, rows
 from heatproof.methods.cam import INTERPOLATIONS, to_image_size
-from heatproof.models.diffmask import Explainer, read_explainer
+from heatproof.models.diffmask import DiffMaskNetwork, read_explainer
 from heatproof.models.hard_concrete import log_complement
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.masking import FORMS, Masking, masking_of
@@ -64,7 +64,7 @@ class DiffMask:
     interpolation: str = "bilinear"
     mul_activation: float | None = None
     classifier_sha256: str | None = None
-    _explainer: Explainer = field(init=False, repr=False)
+    _explainer: DiffMaskNetwork = field(init=False, repr=False)
     _masking: Masking = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class DiffMask:
         """Maps (N, H, W), float32, for `images` (N, C, H, W); `targets` (N,) make no difference."""
         return to_image_size(self.patch_maps(images, targets), images, self.interpolation)
 
-    def _read(self) -> Explainer:
+    def _read(self) -> DiffMaskNetwork:
         path = Path(self.checkpoint)
         if not path.is_file():
             raise MissingInputError(

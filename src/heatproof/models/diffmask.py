@@ -32,7 +32,7 @@ from heatproof.models.weights import State, below, put_weights, read_plain, read
 logger = logging.getLogger(__name__)
 
 
-class Explainer(nn.Module):
+class DiffMaskNetwork(nn.Module):
     """The gates and the placeholder; its state dict holds all that a map depends on, tensors only.
 
     Weights are weight-normalised rows, W = g V / ||V||, under the published names (`gate.g_hat.{i}.f.0.weight_g` and so on).
@@ -145,14 +145,14 @@ def explainer_for(
     no_placeholder: bool = False,
     every_layer: bool = False,
     compat: bool = False,
-) -> Explainer:
+) -> DiffMaskNetwork:
     """An explainer that fits a classifier's states, with weights drawn from torch's global generator: the caller seeds it.
 
     Args:
         masking: of the classifier.
         images: (B, C, H, W), normalised; a few, which also tell the spread of state 0 (root mean square), the unit in
             which the placeholder learns.
-        hidden: as for `Explainer`, and so are the others.
+        hidden: as for `DiffMaskNetwork`, and so are the others.
         mul_activation: see there.
         add_activation: see there.
         no_placeholder: see there.
@@ -160,7 +160,7 @@ def explainer_for(
         compat: see there.
     """
     passed = masking.intact(images)
-    explainer = Explainer(
+    explainer = DiffMaskNetwork(
         masking.form,
         len(passed.hidden),
         passed.hidden[0].shape[2],
@@ -186,7 +186,7 @@ PUBLISHED_FACTOR = 15.0
 """`mul_activation` of the published command line."""
 
 
-def read_explainer(path: Path, mul_activation: float | None = None) -> Explainer:
+def read_explainer(path: Path, mul_activation: float | None = None) -> DiffMaskNetwork:
     """An explainer from the file that train-diffmask made, or from a checkpoint of the published code; see `explainer_from`.
 
     Raises:
@@ -201,7 +201,7 @@ def read_explainer(path: Path, mul_activation: float | None = None) -> Explainer
     return explainer_from(state, where=str(path), mul_activation=mul_activation)
 
 
-def explainer_from(state: State, *, where: str, mul_activation: float | None = None) -> Explainer:
+def explainer_from(state: State, *, where: str, mul_activation: float | None = None) -> DiffMaskNetwork:
     """An explainer with the weights and settings of its state dict, in evaluation mode.
 
     Where the settings are missing and the names are the published ones, the published form is meant. `mul_activation`, which
@@ -243,7 +243,7 @@ def explainer_from(state: State, *, where: str, mul_activation: float | None = N
     if form.numel() != 1 or int(form) not in range(len(FORMS)) or weights["gate.placeholder"].ndim != 3:
         raise ModelError(f"{where}: is damaged, or no file that train-diffmask made; train again, or name another file")
     states = len([name for name in weights if name.endswith("f.0.weight_v")])
-    explainer = Explainer(
+    explainer = DiffMaskNetwork(
         FORMS[int(form)], states, first.shape[1] // 2, hidden=first.shape[0],
         mul_activation=0.0, add_activation=0.0, colours=weights["gate.placeholder"].shape[-1],
     )  # fmt: skip

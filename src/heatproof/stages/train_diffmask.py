@@ -17,7 +17,7 @@ from PIL import Image
 from heatproof import artefacts, config, runtime, seeding
 from heatproof.errors import MissingInputError
 from heatproof.models import LoadedModel, frozen_eval
-from heatproof.models.diffmask import Explainer, explainer_for, read_explainer
+from heatproof.models.diffmask import DiffMaskNetwork, explainer_for, read_explainer
 from heatproof.models.masking import Masking, masking_of
 from heatproof.models.probabilities import divergences, kind_of
 from heatproof.models.weights import put_weights
@@ -123,7 +123,7 @@ def _origin(run: Run, section: config.TrainDiffmask, loaded: LoadedModel) -> dic
     }
 
 
-def _fresh(run: Run, section: config.TrainDiffmask, loaded: LoadedModel, masking: Masking) -> Explainer:
+def _fresh(run: Run, section: config.TrainDiffmask, loaded: LoadedModel, masking: Masking) -> DiffMaskNetwork:
     """An explainer with drawn weights, or those of `diffmask_checkpoint`, that fits the classifier's states."""
     split = run.dataset.split("train")
     pixels = split.pixels(range(min(32, len(split)))).to(run.device).float() / 255
@@ -154,7 +154,7 @@ def _fresh(run: Run, section: config.TrainDiffmask, loaded: LoadedModel, masking
 
 @torch.no_grad()
 def _masks(
-    explainer: Explainer, masking: Masking, loaded: LoadedModel, batch: Batch, class_names: Sequence[str]
+    explainer: DiffMaskNetwork, masking: Masking, loaded: LoadedModel, batch: Batch, class_names: Sequence[str]
 ) -> tuple[Image.Image, str]:
     """Each picture above its masked form above its mask in colours; and what the classifier says of them."""
     images = loaded.normalization(batch.pixels)

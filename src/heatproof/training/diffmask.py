@@ -15,7 +15,7 @@ from torch import nn
 
 from heatproof import seeding
 from heatproof.errors import DivergedError
-from heatproof.models.diffmask import Explainer
+from heatproof.models.diffmask import DiffMaskNetwork
 from heatproof.models.hooks import frozen_eval
 from heatproof.models.masking import Masking, Pass
 from heatproof.models.probabilities import divergences, kind_of
@@ -64,7 +64,7 @@ class DiffMaskEpoch:
 
 
 def fit(
-    explainer: Explainer,
+    explainer: DiffMaskNetwork,
     masking: Masking,
     model: nn.Module,
     normalize: Normalize,
@@ -112,7 +112,7 @@ def fit(
 
 @torch.no_grad()
 def validate(
-    explainer: Explainer, masking: Masking, normalize: Normalize, examples: Examples, batch_size: int = 256
+    explainer: DiffMaskNetwork, masking: Masking, normalize: Normalize, examples: Examples, batch_size: int = 256
 ) -> dict[str, float]:
     """Scores of the mask P(kept) of all gates ("soft_") and of the patches with P(kept) > 1/2 ("hard_").
 
@@ -141,7 +141,7 @@ def validate(
 class DiffMaskLearner(Learner[DiffMaskEpoch]):
     """Gates, placeholder and multipliers; it can resume after any step. Arguments as for `fit`."""
 
-    network: Explainer
+    network: DiffMaskNetwork
     masking: Masking
     normalize: Normalize
     train: Examples

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from heatproof import seeding
 from heatproof.errors import InputError
 from heatproof.methods.rows import check_reached
-from heatproof.models.diffmask import Explainer
+from heatproof.models.diffmask import DiffMaskNetwork
 from heatproof.models.masking import Masking, Pass
 from heatproof.models.probabilities import divergences, kind_of
 from heatproof.training.lookahead import Lookahead
@@ -137,7 +137,7 @@ class Objective(NamedTuple):
 
 
 def objective(
-    explainer: Explainer,
+    explainer: DiffMaskNetwork,
     masking: Masking,
     images: Tensor,
     passed: Pass,
@@ -223,7 +223,7 @@ class DiffMaskTraining:
         steps: of the whole training, in whose last third the rates fall to zero; None: they stay. compat: they stay.
     """
 
-    def __init__(self, explainer: Explainer, masking: Masking, recipe: DiffMaskRecipe, steps: int | None = None):
+    def __init__(self, explainer: DiffMaskNetwork, masking: Masking, recipe: DiffMaskRecipe, steps: int | None = None):
         self.explainer, self.masking, self.recipe = explainer, masking, recipe
         self.steps = None if recipe.compat else steps
         gates = len(explainer.gate.g_hat)
