@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from heatproof import seeding
 from heatproof.errors import InputError, ModelError
-from heatproof.methods import options, rows, rules, secants
+from heatproof.methods import noisy, options, rows, rules, secants
 from heatproof.methods.folding import quickened
 from heatproof.methods.lrp import Lrp
-from heatproof.methods.noisy import OverNoise, normal_noise
 from heatproof.methods.options import Baseline, BaselineImage
 from heatproof.methods.quadratures import QUADRATURES
 from heatproof.models.hooks import dtype_of
@@ -258,7 +257,7 @@ def _positive_gradients(
 
 
 @dataclass(frozen=True)
-class SmoothGrad(OverNoise):
+class SmoothGrad(noisy.OverNoise):
     """The mean of a method's maps over noisy copies of the image.
 
     Args:
@@ -283,7 +282,7 @@ class SmoothGrad(OverNoise):
 
 
 @dataclass(frozen=True)
-class SmoothGradSquared(OverNoise):
+class SmoothGradSquared(noisy.OverNoise):
     """The mean of the squares of a method's maps over noisy copies of the image; at least 0.
 
     Args and noise: as `SmoothGrad`.
@@ -300,7 +299,7 @@ class SmoothGradSquared(OverNoise):
 
 
 @dataclass(frozen=True)
-class VarGrad(OverNoise):
+class VarGrad(noisy.OverNoise):
     """The (population) variance of a method's maps over noisy copies of the image; at least 0.
 
     Args and noise: as `SmoothGrad`.
@@ -456,7 +455,7 @@ class GradientShap:
             points = images.new_tensor([generator.random() for generator in generators[chosen]])
             ends = images[chosen]
             if self.stdev > 0:
-                ends = ends + self.stdev * normal_noise(generators[chosen], out)
+                ends = ends + self.stdev * noisy.normal_noise(generators[chosen], out)
             ways.append(ends - starts)
             torch.addcmul(starts, ways[-1], points[:, None, None, None], out=out)
 
