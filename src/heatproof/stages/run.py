@@ -12,7 +12,7 @@ import torch
 
 from heatproof import artefacts, plugins, removal, runtime, seeding, threads
 from heatproof.config import Augmentation as AugmentationSection
-from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, Training
+from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, TrainCls
 from heatproof.datasets import Dataset, open_dataset, training_statistics
 from heatproof.errors import ConfigError, MissingInputError, ModelError
 from heatproof.models import LoadedModel, Normalization, load, outputs
@@ -206,7 +206,7 @@ class Run:
         threads.raise_for(loaded.module, self.dataset.size)
         return loaded
 
-    def recipe(self, section: Training) -> Recipe:
+    def recipe(self, section: TrainCls) -> Recipe:
         """How a section says to train, checked."""
         recipe = Recipe(
             optimizer=_named(section.optimizer),
@@ -286,9 +286,9 @@ def fill_origin(asked: str | Plugin) -> Any:
     return asked if isinstance(asked, str) else {**artefacts.with_content(asked.options), "name": asked.name}
 
 
-def training_origin(section: Training) -> dict[str, Any]:
+def training_origin(section: TrainCls) -> dict[str, Any]:
     """What a training depends on, apart from data, weights and seed."""
-    origin = section.model_dump(mode="json", include=set(Training.model_fields) - {"model"})
+    origin = section.model_dump(mode="json", include=set(TrainCls.model_fields) - {"model"})
     # What came later is named only where it is used: the same training has the same origin for good.
     for part, later in (
         (origin, ("scheduler_per_batch", "patience")),

@@ -206,7 +206,7 @@ def _trained_on_permuted_labels(
     run: Run, section: config.SanityChecks, asked: config.DataRandomisation
 ) -> tuple[LoadedModel | None, float]:
     """The network and its accuracy on the permuted training labels; trained where it is not there, but in a dry run."""
-    training = config.section(run.config, "train_cls", config.Training)
+    training = config.section(run.config, "train_cls", config.TrainCls)
     if model_origin(training.model) != model_origin(section.model):
         raise ConfigError(
             f"sanity_checks.data_randomisation: trains {training.model.arch} of train_cls.model, but the maps explain "
@@ -240,7 +240,7 @@ def _trained_on_permuted_labels(
     return dataclasses.replace(loaded, weights_sha256=kept["weights_sha256"]), accuracy
 
 
-def _train(run: Run, training: config.Training, asked: config.DataRandomisation, place: Trained) -> dict[str, Any]:
+def _train(run: Run, training: config.TrainCls, asked: config.DataRandomisation, place: Trained) -> dict[str, Any]:
     loaded = run.fresh(training.model, SECTION)
     # What helps to generalise hinders to learn by heart: images that are never the same twice, rates that fade early.
     recipe = dataclasses.replace(

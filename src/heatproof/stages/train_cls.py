@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def run(run: Run) -> None:
     """Trains unless a model of the same origin is there."""
-    section = config.section(run.config, "train_cls", config.Training)
+    section = config.section(run.config, "train_cls", config.TrainCls)
     folder = run.config.outdir / "train_cls"
     place = Trained(folder / "best_model.pth", _origin(run, section))
     kept = place.kept()
@@ -65,7 +65,7 @@ def run(run: Run) -> None:
     runtime.record_time(folder, "train-cls", len(run.dataset.split("train")) * len(fitted.history), started)
 
 
-def _origin(run: Run, section: config.Training) -> dict[str, Any]:
+def _origin(run: Run, section: config.TrainCls) -> dict[str, Any]:
     weights = section.model.pretrained_weights
     return {
         "data": {name: run.dataset.split(name).fingerprint for name in ("train", "validation")},
