@@ -315,7 +315,7 @@ class FunctionFill:
     def __call__(self, pixels: Tensor, removed: Tensor, indices: ArrayLike | None = None) -> Tensor:
         """Replaces the removed pixels; the others stay as they are."""
         pixels = as_float(pixels)
-        asked = {"indices": indices} if plugins.wants(self.function, "indices") else {}
+        asked = plugins.given(self.function, {"indices": indices})
         # The function gets copies: the caller's tensors stay untouched whatever it does to them.
         filled = self.function(pixels.clone(), removed.clone(), **self.options, **asked)
         return torch.where(by_channel(removed, pixels), filled, pixels)
@@ -421,11 +421,11 @@ def build_fill(
     given = {"mean": _plain(mean), "normalization_mean": _plain(normalization_mean), "seed": seed}
     provided = {name: value for name, value in given.items() if value is not None}
     is_function = callable(target) and not isinstance(target, type) and plugins.wants(target, "pixels")
-    filled_later = (*provided, "indices") if is_function else tuple(provided)
-    plugins.check_options(how, target, options, positional=2 if is_function else 0, provided=filled_later)
-    options |= {name: value for name, value in provided.items() if plugins.wants(target, name)}
+    if is_function:
+        plugins.check_options(how, target, options, positional=2, provided=(*provided, "indices"))
+        return FunctionFill(target, options | plugins.given(target, provided))
     try:
-        made: Any = FunctionFill(target, options) if is_function else target(**options)
+        made: Any = plugins.build(how, target, options, provided=provided)
     except TypeError as error:
         raise PluginError(f"{how}: cannot be made with {options}: {error}") from error
     if not callable(made) and not (or_generates and hasattr(made, "generate")):

@@ -271,14 +271,13 @@ def build_fill(
 
 def means_for(run: Run, name: str, normalization: Callable[[], Normalization]) -> dict[str, tuple[float, ...]]:
     """The mean colours that a fill takes, by the names of its parameters."""
-    target = removal.named_fill(name)
-    means: dict[str, tuple[float, ...]] = {}
-    if plugins.wants(target, "mean"):
+
+    def training_mean() -> tuple[float, ...]:
         # Data without a training part: the classifier's own normalisation tells the mean of what it was trained on.
-        means["mean"] = run.statistics.mean if "train" in run.dataset.splits else normalization().mean
-    if plugins.wants(target, "normalization_mean"):
-        means["normalization_mean"] = normalization().mean
-    return means
+        return run.statistics.mean if "train" in run.dataset.splits else normalization().mean
+
+    means = {"mean": training_mean, "normalization_mean": lambda: normalization().mean}
+    return {key: mean() for key, mean in plugins.given(removal.named_fill(name), means).items()}
 
 
 def fill_origin(asked: str | Plugin) -> Any:
