@@ -140,6 +140,11 @@ def _words(annotation: Any) -> str:
     return " or ".join(PLAIN[kind] for kind in _kinds(annotation))
 
 
+def plain(name: str) -> str:
+    """A name without dashes, underscores and capitals: what all its spellings share."""
+    return name.replace("-", "").replace("_", "").lower()
+
+
 def wants(target: Callable[..., Any], name: str) -> bool:
     """Whether a callable has a parameter of this name (a `**kwargs` does not count); no, where it shows no signature."""
     try:

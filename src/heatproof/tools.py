@@ -93,9 +93,11 @@ to be explained with it (model: {arch: torchvision.models.resnet50, pretrained_w
 
 
 def _import_masker(asked: argparse.Namespace) -> None:
+    from heatproof.models import catalogue
     from heatproof.stages import masker_import
 
-    given = {name: value for name, value in (("arch", asked.arch), ("taps", asked.taps)) if value is not None}
+    arch = None if asked.arch is None else catalogue.path_of(asked.arch)
+    given: dict[str, Any] = {name: value for name, value in (("arch", arch), ("taps", asked.taps)) if value is not None}
     masker_import.import_masker(asked.file, asked.target, **given)
 
 
@@ -200,7 +202,10 @@ their options are listed behind --method NAME --help.
         --method gradient"""
     tool.add_argument("sources", nargs="+", type=Path, metavar="PICTURE", help="picture file, or folder of pictures")
     tool.add_argument(
-        "--model", required=True, metavar="ARCH", help="torchvision.models.NAME, timm:NAME, hf:NAME, or dotted path"
+        "--model",
+        required=True,
+        metavar="ARCH",
+        help="torchvision's name, such as resnet50, one of the package's, such as ResNet8, timm:NAME, hf:NAME, or dotted path",
     )
     tool.add_argument(
         "--method", required=True, action="append", metavar="NAME", help="what explains; again for several"
@@ -275,7 +280,7 @@ def _add_method_options(tool: Parser, arguments: Sequence[str]) -> None:
 
 
 def _explain(asked: argparse.Namespace) -> None:
-    from heatproof.models import Normalization
+    from heatproof.models import Normalization, catalogue
     from heatproof.stages import explain
 
     if (asked.mean is None) != (asked.std is None):
@@ -283,7 +288,7 @@ def _explain(asked: argparse.Namespace) -> None:
     options = {key.removeprefix("option."): value for key, value in vars(asked).items() if key.startswith("option.")}
     request = explain.Request(
         asked.sources,
-        asked.model,
+        catalogue.path_of(asked.model),
         explain.methods_named(asked.method, options, asked.channel_reduction),
         weights=asked.weights,
         target=asked.target,

@@ -20,12 +20,13 @@ from heatproof.config.map_tests import (
     Robustness,
     SanityChecks,
 )
-from heatproof.config.maps import AttributionMethod, ExtractCams, Infill, Infiller, Methods, RetrainCls
+from heatproof.config.maps import IMPORTED, AttributionMethod, ExtractCams, Infill, Infiller, Methods, RetrainCls
 from heatproof.config.networks import MaskerFormName, MaskInTerm, MaskOutTerm, TrainDiffmask, TrainInfiller, TrainMasker
 from heatproof.config.reading import read
 from heatproof.config.schema import Config, Report, keys, section
 
 __all__ = [
+    "IMPORTED",
     "Agreement",
     "AttributionMethod",
     "Augmentation",

@@ -40,7 +40,9 @@ class NormalizationSection(Section):
 class Model(Section):
     """A classifier and its weights."""
 
-    arch: str = Field(description="dotted path, torchvision.models.resnet50, timm:NAME or hf:NAME")
+    arch: str = Field(
+        description="torchvision's name, such as resnet50, one of the package's, such as ResNet8, timm:NAME, hf:NAME, or a dotted path"
+    )
     constructor_args: Options = Field(default_factory=dict)
     pretrained_weights: str | None = Field(None, description="file of weights (torch.save or safetensors), or DEFAULT")
     transformer: str | None = Field(None, description="dotted path called with (model, num_classes)")

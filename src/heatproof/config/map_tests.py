@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, Pos
 
 from heatproof.config.base import Percentile, Plugin, Section, as_list, distinct
 from heatproof.config.classifier import Model
-from heatproof.config.maps import AttributionMethod, Methods
+from heatproof.config.maps import IMPORTED, AttributionMethod, Methods
 
 
 class MapTest(Methods):
@@ -158,7 +158,7 @@ class ExplainingTest(MapTest):
 
     def left_out(self) -> list[AttributionMethod]:
         """The methods that cannot be called."""
-        return [m for m in super().methods() if m.method == "imported" or m.method.startswith("twin:")]
+        return [m for m in super().methods() if m.method == IMPORTED or m.method.startswith("twin:")]
 
 
 class Robustness(ExplainingTest):

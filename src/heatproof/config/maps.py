@@ -8,6 +8,8 @@ from heatproof.config.base import FileName, Options, Percentile, Plugin, Section
 from heatproof.config.classifier import Model, TrainCls
 
 Control = Literal["random", "sobel", "centre", "uniform", "oracle", "anti_oracle"]
+IMPORTED = "imported"
+"""In the place of a dotted path: the maps come through import-maps."""
 Twin = Literal["blurred", "max3", "inverse", "average"]
 
 
@@ -15,7 +17,7 @@ class AttributionMethod(Section):
     """One attribution method: a factory (model, **kwargs) or a function (model, image, label, **kwargs)."""
 
     name: FileName
-    method: str = Field(description="dotted path")
+    method: str = Field(description="short name, such as grad-cam, or dotted path; imported: see import-maps")
     kwargs: Options = Field(default_factory=dict)
     channel_reduction: Literal["signed_max", "abs_max", "sum", "abs_sum", "l2", "mean"] = "signed_max"
     on_invalid: Literal["error", "skip"] = Field(

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from heatproof import plugins
 from heatproof.config.base import check_file_names
 from heatproof.config.maps import CONTROLS, Methods, Twin
 from heatproof.config.schema import KINDS, Config, section_in
@@ -223,9 +224,14 @@ def _check_names(path: Path, name: str, part: Methods) -> None:
     for position, method in enumerate(part.attribution_methods):
         where = f"{path}: {name}.attribution_methods[{position}].name: {method.name!r}"
         control = CONTROLS.get(method.name.lower())
-        if control is not None and (method.name, method.method) != (control.name, control.method):
+        if control is not None and (method.name != control.name or not _names_factory(method.method, control.method)):
             raise ConfigError(
                 f"{where} is the name of the control {control.method}, which other methods are compared with; take another"
             )
         if method.name.lower().endswith(tuple(f"+{kind}" for kind in get_args(Twin))):
             raise ConfigError(f"{where} is the name of a control that is derived from a method; take another")
+
+
+def _names_factory(spelt: str, path: str) -> bool:
+    """Whether a method of a configuration is the factory of a dotted path, or its short name."""
+    return spelt == path or plugins.plain(spelt) == plugins.plain(path.rpartition(".")[2])

@@ -1,7 +1,6 @@
 """The order of pixels, what is removed, what replaces it, and what the model says of the rest."""
 
 from heatproof.removal.fills import (
-    FILL_NAMES,
     FILLS,
     GENERATIVE,
     Black,
@@ -20,6 +19,7 @@ from heatproof.removal.fills import (
     ZeroNormalised,
     build_fill,
     fill,
+    fill_name,
     generating,
     named_fill,
     normalised_infill,
@@ -44,7 +44,6 @@ from heatproof.removal.telea import Telea
 
 __all__ = [
     "FILLS",
-    "FILL_NAMES",
     "FIRSTS",
     "GENERATIVE",
     "ORDERS",
@@ -77,6 +76,7 @@ __all__ = [
     "count",
     "degraded_scores",
     "fill",
+    "fill_name",
     "generating",
     "impute_linear",
     "inverse",

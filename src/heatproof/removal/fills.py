@@ -361,15 +361,20 @@ GENERATIVE: dict[str, Callable[..., Fill]] = {
     "Cnn": Cnn,
     "LearnedInfill": LearnedInfill,
 }
-SHORT: dict[str, Callable[..., Fill]] = {
-    "ca_gan": CaGan,
-    "dfnet": DfNet,
-    "partial_conv": PartialConv,
-    "cnn": Cnn,
-    "learned": LearnedInfill,
-}
-"""Fills by networks, spelt like the other fills."""
-FILL_NAMES = FILLS | GENERATIVE | SHORT
+"""Fills by networks."""
+_SPELLINGS = {plugins.plain(name): name for name in FILLS | GENERATIVE} | {"learned": "LearnedInfill"}
+
+
+def fill_name(how: str) -> str | None:
+    """The name in `FILLS` or `GENERATIVE` of a fill that is named in any of its spellings; None for a fill of the user's own.
+
+    >>> fill_name("ca_gan"), fill_name("rise-blur"), fill_name("heatproof.removal.fills.Mean"), fill_name("mine.Fill")
+    ('CaGan', 'rise_blur', 'mean', None)
+    """
+    if how.startswith("heatproof."):
+        target = plugins.resolve(how)
+        return next((name for name, fill in (FILLS | GENERATIVE).items() if fill is target), None)
+    return _SPELLINGS.get(plugins.plain(how))
 
 
 def named_fill(how: str) -> Callable[..., Any]:
@@ -378,10 +383,11 @@ def named_fill(how: str) -> Callable[..., Any]:
     Raises:
         PluginError: the name is not known (naming the nearest), or the path leads nowhere.
     """
-    if how in FILL_NAMES:
-        return FILL_NAMES[how]
+    known = FILLS | GENERATIVE
+    if (name := fill_name(how)) is not None:
+        return known[name]
     if "." not in how:
-        raise PluginError(f"fill: there is no {how!r}{nearest(how, FILL_NAMES)}")
+        raise PluginError(f"fill: there is no {how!r}{nearest(how, known)}")
     target = plugins.resolve(how)
     if not callable(target):
         raise PluginError(f"{how}: is not callable; expected a class or a function")
@@ -400,7 +406,7 @@ def build_fill(
     """The fill of a name or of a dotted path, its options checked.
 
     Args:
-        how: a name of `FILLS`, `GENERATIVE` or `SHORT`, or the dotted path of a class or function that returns a fill, or of a function
+        how: a name of `FILLS` or `GENERATIVE`, with or without dashes or underscores, or the dotted path of a class or function that returns a fill, or of a function
             `(pixels, removed, **options) -> pixels`.
         mean: mean colour of the data set's training split, for fills that take it.
         normalization_mean: mean of the model's normalisation, for fills that take it.
@@ -478,7 +484,7 @@ def normalised_infill(infill: str, normalization: Normalization, **options: Any)
     Raises:
         PluginError: the name is not known, or the options do not fit.
     """
-    if infill not in GENERATIVE:
+    if fill_name(infill) not in GENERATIVE:
         raise PluginError(f"infill: there is no {infill!r}{nearest(infill, GENERATIVE)}")
     built: Any = build_fill(infill, **options)
     return NormalisedInfill(built, normalization)

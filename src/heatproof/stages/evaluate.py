@@ -28,7 +28,7 @@ from heatproof.metrics import statistics
 from heatproof.metrics.score import Curve, Pooled, Score, Scored
 from heatproof.models import LoadedModel
 from heatproof.stages import infilled
-from heatproof.stages.extract import IMPORTED, Extraction, is_complete
+from heatproof.stages.extract import Extraction, is_complete
 from heatproof.stages.run import Run, build_fill
 
 logger = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ def stored_maps(run: Run, section: config.MapTest) -> StoredMaps:
     for method in plan.methods:
         path = folder / method.name / f"{split.name}.h5"
         state = store.read_state(path)
-        if method.path == IMPORTED:
+        if method.path == config.IMPORTED:
             plan.require_imported(method, split, path)
         elif state is None or not state.is_done(plan.origin(method, split)):
             missing.append(method)

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from heatproof import artefacts, config, removal, runtime, seeding, store
+from heatproof.config import IMPORTED
 from heatproof.datasets import Split
 from heatproof.errors import DataError, MapError, MissingInputError, ModelError
 from heatproof.methods.explainer import Explained, Explainer
@@ -33,7 +34,6 @@ from heatproof.store.writer import Consolidate
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 Explain = Callable[[Tensor, Tensor, Tensor], Explained]
-IMPORTED = "imported"  # in the place of a dotted path: the maps come through import-maps
 ROWS_PER_BLOCK = 1024  # what a kill costs at most, for each method
 
 

@@ -47,7 +47,7 @@ def infiller_origin(run: Run, entry: config.Infiller, split: str) -> dict[str, A
     """What an infiller's answers depend on, apart from images and holes."""
     target = removal.named_fill(entry.infiller)
     return {
-        "infiller": entry.infiller,
+        "infiller": removal.fill_name(entry.infiller) or entry.infiller,
         "kwargs": artefacts.with_content(entry.kwargs),
         "means": means_for(run, entry.infiller, lambda: _normalization(run)),
         "seed": seeding.of_split(run.config.seed, split) if plugins.wants(target, "seed") else None,

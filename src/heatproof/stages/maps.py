@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from heatproof import artefacts, config, runtime, store
 from heatproof.errors import ConfigError, MapError
 from heatproof.methods.reduction import reduce_channels
-from heatproof.stages.extract import IMPORTED, Extraction
+from heatproof.stages.extract import Extraction
 from heatproof.stages.run import Run
 
 logger = logging.getLogger(__name__)
@@ -38,9 +38,9 @@ def import_maps(run: Run, source: Path, *, method: str, split: str) -> None:
     """
     section = config.section(run.config, "extract_cams", config.ExtractCams)
     entry = next((m for m in section.attribution_methods if m.name == method), None)
-    if entry is None or entry.method != IMPORTED:
+    if entry is None or entry.method != config.IMPORTED:
         raise ConfigError(
-            f"extract_cams.attribution_methods: no entry {{name: {method}, method: {IMPORTED}}}; "
+            f"extract_cams.attribution_methods: no entry {{name: {method}, method: {config.IMPORTED}}}; "
             "add it, so that the tests know these maps"
         )
     started = time.monotonic()

@@ -17,6 +17,7 @@ from heatproof.datasets import Dataset, open_dataset, training_statistics
 from heatproof.errors import ConfigError, MissingInputError, ModelError
 from heatproof.models import LoadedModel, Normalization, load, outputs
 from heatproof.models.targets import Retargeted
+from heatproof.stages import names
 from heatproof.training.augmentation import Augmentation
 from heatproof.training.classifier import Named, Recipe
 from heatproof.training.examples import Examples, Pixels, Removal
@@ -29,7 +30,7 @@ class Run:
     """A configuration at work.
 
     Args:
-        config: the checked configuration.
+        config: the checked configuration; the run has it with dotted paths in the place of short names.
         dry_run: stages say what they would compute, and compute nothing.
     """
 
@@ -38,6 +39,7 @@ class Run:
     device: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "config", names.with_paths(self.config))
         object.__setattr__(self, "device", runtime.resolve_device(self.config.device))
 
     @functools.cached_property
@@ -281,8 +283,10 @@ def means_for(run: Run, name: str, normalization: Callable[[], Normalization]) -
 
 
 def fill_origin(asked: str | Plugin) -> Any:
-    """What a fill adds to an origin: its name and options, files by their content."""
-    return asked if isinstance(asked, str) else {**artefacts.with_content(asked.options), "name": asked.name}
+    """What a fill adds to an origin: its name, in one spelling, and options, files by their content."""
+    if isinstance(asked, str):
+        return removal.fill_name(asked) or asked
+    return {**artefacts.with_content(asked.options), "name": removal.fill_name(asked.name) or asked.name}
 
 
 def training_origin(section: TrainCls) -> dict[str, Any]:

@@ -271,7 +271,7 @@ def _asked_infiller(run: Run, section: config.TrainMasker) -> config.Plugin | No
                 f"train_masker.infiller: {plugin.name} is one of infill.infillers, which has its options; give none here"
             )
         within = infill.plugin_of(entry)
-        if plugin.name in removal.FILL_NAMES and removal.named_fill(plugin.name) != removal.named_fill(within.name):
+        if removal.fill_name(plugin.name) not in (None, removal.fill_name(within.name)):
             raise ConfigError(
                 f"train_masker.infiller: {plugin.name} is a fill, and in infill.infillers the name of another, {within.name}; "
                 f"write {infilled.PREFIX}{plugin.name} for the latter, or rename it"
