@@ -234,9 +234,20 @@ def test_infillers_whose_names_differ_in_case_only_are_refused(path):
 
 
 def test_the_json_schema_describes_every_key():
-    schema = json.dumps(config.Config.model_json_schema())
-    assert '"split_ratio"' in schema
-    assert '"additionalProperties": false' in schema
+    schema = config.Config.model_json_schema()
+    assert '"split_ratio"' in json.dumps(schema)
+    assert '"additionalProperties": false' in json.dumps(schema)
+    for command, stage in STAGES.items():
+        assert schema["properties"][command] == schema["properties"][stage.section]
+        assert schema["properties"][command]["description"] == f"{command}: {stage.summary}"
+
+
+def test_every_section_but_the_common_ones_belongs_to_a_stage():
+    sections = [stage.section for stage in STAGES.values()]
+    assert [name for name in config.Config.model_fields if name not in sections] == [
+        "desc", "outdir", "seed", "device", "data"
+    ]  # fmt: skip
+    assert [name for name in config.Config.model_fields if name in sections] == sections
 
 
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e300", str(10**30)])

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 CHAINS = {
     "roar": (
         ("train-cls", "extract-attribution-maps", "evaluate-attribution-maps-roar"),
-        "train, compute the maps, remove and retrain",
+        "run train-cls, extract-attribution-maps and evaluate-attribution-maps-roar in order",
     ),
     "demo": (tuple(STAGES), "all stages that the configuration has a section for, one after the other"),
 }

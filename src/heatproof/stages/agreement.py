@@ -1,4 +1,4 @@
-"""agreement: how alike are the maps of every two methods?
+"""agreement: measure how similar the maps of every two methods are.
 
 Reads all methods' stored maps; writes agreement/agreement.h5 (per image a methods x methods matrix of each similarity),
 results.csv (a line for each pair and score) and clustering.json (average linkage on 1 - mean Spearman). No classifier is run.

@@ -1,4 +1,4 @@
-"""evaluate-cls: how often is the classifier right, as a whole and for each class?
+"""evaluate-cls: measure the classifier's accuracy, overall and for each class.
 
 Reads the classifier and the splits; writes evaluate_cls/results.csv (a line for each split: accuracy with its interval,
 and the plain means over classes of precision, recall and F1), classes.csv (a line for each split and class),

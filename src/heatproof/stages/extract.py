@@ -1,4 +1,4 @@
-"""extract-attribution-maps: computes each method's maps once, into one attribution file for each split.
+"""extract-attribution-maps: compute the maps of every attribution method, once.
 
 Reads the data set and the trained classifier; writes extract_cams/<method>/<split>.h5. The images of a block are
 read and classified once for all methods. Killed, it goes on from the last block.

@@ -1,4 +1,4 @@
-"""infill: fills the holes that maps cut into images, once, for all stages that remove the same pixels.
+"""infill: fill the holes that maps cut into images, once for all tests that remove the same pixels.
 
 Reads the data set and extract_cams/<method>/<split>.h5; writes infill/<infiller>/<method>/<percentile>/<split>.h5 (with
 `_least` behind the percentile where the least important pixels go first): the removed pixels' new values, as bytes. A

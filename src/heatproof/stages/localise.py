@@ -1,4 +1,4 @@
-"""localise: the pointing game, weight on the object, boxes and pixels.
+"""localise: pointing game, boxes and masks, for datasets with object annotations.
 
 Reads each method's stored maps, and where the objects are from the data set; writes localise/<method>.h5 (per image: what the
 scores are made of), results.csv, classes.csv (pointing and LE of each class, with the number of tests), and

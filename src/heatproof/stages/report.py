@@ -1,4 +1,4 @@
-"""report: one self-contained page of all results.
+"""report: write one self-contained page with all results.
 
 Reads what the other stages left; writes report/index.html, the figures (report/figures/*.svg, *.png) and their numbers
 (report/figures/*.csv), and report/index.json with what the page was made from. Partial results are fine: the page says

@@ -1,4 +1,4 @@
-"""evaluate-attribution-maps-roar: removes pixels in the order of each method's maps, retrains, and measures.
+"""evaluate-attribution-maps-roar: ROAR and KAR: remove pixels, retrain, measure.
 
 Reads extract_cams/<method>/<split>.h5; writes one file for each cell of the grid,
 retrain_cls/<metric>/<method>/<percentile>/seed<run>.json, retrain_cls/results.csv, and what they amount to,

@@ -1,4 +1,4 @@
-"""road: what is left of the classifier's answer when removed pixels are imputed from their neighbours.
+"""road: ROAD: remove pixels, impute them from their neighbours and measure, without retraining.
 
 Both orders, without retraining; the fractions say what is *removed* (the ROAD code's LeRF names what it keeps: its
 LeRF at 30 percent is ours at 70). ROAD with retraining is evaluate-attribution-maps-roar with `fill: noisy_linear`.

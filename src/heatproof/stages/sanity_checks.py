@@ -1,4 +1,4 @@
-"""sanity-checks: do maps change when the classifier forgets what it has learnt? A map that does not explains nothing of it.
+"""sanity-checks: test whether maps change when the classifier's weights are randomised.
 
 Of the sampled images, each method's maps of the intact classifier are compared with its maps of
 - classifiers with randomised layers (MPRT): cascading from the top or the bottom, or one layer at a time;

@@ -1,4 +1,4 @@
-"""train-cls: trains the classifier whose maps are tested.
+"""train-cls: train the classifier that is explained.
 
 Reads the data set; writes train_cls/best_model.pth (tensors only), best_model.json (normalisation, accuracies,
 origin), history.csv and TensorBoard scalars. Killed, it goes on from the last epoch.

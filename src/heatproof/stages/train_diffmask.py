@@ -1,4 +1,4 @@
-"""train-diffmask: learns which patches the classifier needs, for the attribution method DiffMask.
+"""train-diffmask: train the gates of Vision DiffMask, which select the patches that the classifier needs.
 
 Reads the data set and the classifier; writes train_diffmask/best_model.pth (tensors only), best_model.json (origin, scores),
 history.csv, TensorBoard scalars and pictures of masks. Killed, it goes on from the last checkpoint.

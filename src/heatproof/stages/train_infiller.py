@@ -1,4 +1,4 @@
-"""train-infiller: trains a small network to fill holes of the images at hand, and compares it with the other fills.
+"""train-infiller: train a small network to fill holes, and compare it with the other fills.
 
 Reads the data set; writes train_infiller/best_model.pth (tensors only), best_model.json (errors, origin), history.csv,
 TensorBoard scalars and pictures, and results.csv: PSNR in the holes and SSIM of each fill, on test images that no fill has

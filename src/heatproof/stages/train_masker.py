@@ -1,4 +1,4 @@
-"""train-masker: trains the networks behind the method `Masker`, FIX and CA.
+"""train-masker: train masking networks (FIX, CA), used as attribution methods.
 
 Reads the data set and the classifier; writes for each form, train_masker/<form>/:
 - masker.pth: the masker, and with CA the weights of the classifier that it reads (tensors and plain values), masker.json with
