@@ -17,7 +17,7 @@ from alternating import Turns, parser_for, turns_of
 from heatproof import config, removal, store
 from heatproof.models.inpainting import GatedUNet
 from heatproof.models.resnet_cifar import ResNet8
-from heatproof.stages import infill, infilled
+from heatproof.stages import extract, infill, infilled
 from heatproof.stages.run import Run
 from heatproof.training import classifier
 from heatproof.training.augmentation import Augmentation
@@ -102,8 +102,8 @@ def compare_infill(run: Run, turns: Turns) -> None:
 
 def compare_streaming(run: Run, turns: Turns) -> None:
     split = run.dataset.split("train")
-    maps = infill.maps_of(run, "random", split)
-    stored = infilled.opened(run, "learned", "random", split, maps).at(FRACTION, "most")
+    maps = store.MapReader(extract.file_of(run, "random", split.name))
+    stored = infilled.opened(run, "learned", "random", split.name, maps.content_id()).at(FRACTION, "most")
     everything = np.arange(len(split))
     removed = removal.removed(removal.rank_tensor(maps.ranks(everything), turns.device), FRACTION)
     held = stored(split.pixels(everything).to(turns.device).float() / 255, removed, everything)

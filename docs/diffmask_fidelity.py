@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from heatproof import config, store
+from heatproof import config
 from heatproof.metrics import statistics
 from heatproof.models import frozen_eval
 from heatproof.models.diffmask import DiffMaskNetwork, explainer_from
 from heatproof.models.masking import FORMS, Masking, Pass, masking_of
 from heatproof.models.probabilities import divergences
 from heatproof.models.weights import read_weights
-from heatproof.stages.evaluate import stored_maps
+from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.run import Run
 
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.7)
@@ -35,17 +35,17 @@ def main(path: Path, *overrides: str) -> None:
     section = config.section(run.config, "pixel_perturbation_analysis", config.PixelPerturbationAnalysis)
     weights = run.config.outdir / "train_diffmask" / "best_model.pth"
     explainer = explainer_from(read_weights(weights), where=str(weights)).to(run.device)
-    stored = stored_maps(run, section)
-    loaded = stored.plan.loaded
+    sampled = SampledMaps.of(run, section)
+    readers, rows_shown = sampled.make(), sampled.chosen
+    loaded = sampled.extraction.loaded
     masking = masking_of(loaded.module, FORMS[int(explainer.form)], patch=int(explainer.patch) or None)
-    images = loaded.normalization(stored.split.pixels(stored.rows).to(run.device).float() / 255)
+    images = loaded.normalization(run.dataset.split("test").pixels(rows_shown).to(run.device).float() / 255)
     with frozen_eval(loaded.module), torch.no_grad():
         passed = masking.intact(images)
         print("| method |" + "".join(f" {share:.0%} kept |" for share in SHARES))  # noqa: T201
         print("|---" * (len(SHARES) + 1) + "|")  # noqa: T201
-        for name, file in stored.files.items():
-            reader = store.MapReader(file)
-            maps = torch.from_numpy(reader.maps(np.flatnonzero(np.isin(reader.index, stored.rows))).astype(np.float32))
+        for name, reader in readers.items():
+            maps = torch.from_numpy(reader.maps(np.flatnonzero(np.isin(reader.index, rows_shown))).astype(np.float32))
             order = (
                 functional.adaptive_avg_pool2d(maps[:, None], passed.grid).flatten(1).argsort(dim=1, descending=True)
             )

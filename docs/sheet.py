@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from heatproof import config, store
+from heatproof import config
 from heatproof.report.overlay import overlay
-from heatproof.stages.evaluate import stored_maps
+from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.run import Run
 
 SHOWN = 6
@@ -23,12 +23,13 @@ def main(path: Path) -> None:
     """A row of pictures, and a row for each method."""
     run = Run(config.read(path))
     section = config.section(run.config, "pixel_perturbation_analysis", config.PixelPerturbationAnalysis)
-    stored = stored_maps(run, section)
-    labels = stored.split.labels[stored.rows]
-    rows = [int(stored.rows[np.flatnonzero(labels == label)[0]]) for label in range(SHOWN)]
-    pictures = stored.split.pixels(rows).permute(0, 2, 3, 1).numpy()
+    sampled, split = SampledMaps.of(run, section), run.dataset.split("test")
+    maps = sampled.make()
+    labels = split.labels[sampled.chosen]
+    rows = [int(sampled.chosen[np.flatnonzero(labels == label)[0]]) for label in range(SHOWN)]
+    pictures = split.pixels(rows).permute(0, 2, 3, 1).numpy()
     names = {method.name for method in section.attribution_methods}
-    readers = {name: store.MapReader(file) for name, file in stored.files.items() if name in names}
+    readers = {name: reader for name, reader in maps.items() if name in names}
     figure = Figure(figsize=(1.1 * (1 + len(readers)), 1.2 * SHOWN), layout="constrained")
     axes = figure.subplots(SHOWN, 1 + len(readers))
     for line, (row, picture) in enumerate(zip(rows, pictures, strict=True)):

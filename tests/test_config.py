@@ -7,6 +7,7 @@ import pytest
 
 from heatproof import config
 from heatproof.errors import ConfigError
+from heatproof.stages.registry import STAGES
 
 ROOT = Path(__file__).parent.parent
 SMALL = """
@@ -49,6 +50,65 @@ def test_an_override_changes_one_place_although_yaml_aliases_share_it(path):
     assert read.retrain_cls.model.arch == "heatproof.models.resnet_cifar.ResNet8"
 
 
+OTHER_NAMES = [(stage.command, stage.section) for stage in STAGES.values() if stage.command != stage.section]
+
+
+@pytest.mark.parametrize(("command", "section"), OTHER_NAMES)
+def test_a_stages_command_names_its_section_in_files_and_overrides(path, command, section):
+    path.write_text(text_with(section, section))
+    expected = config.read(path)
+    assert getattr(expected, section) is not None
+    path.write_text(text_with(section, command))
+    assert config.read(path) == expected
+    assert config.read(path, [f"{command}={NEEDED[section]}"]) == config.read(path, [f"{section}={NEEDED[section]}"])
+    path.write_text(f"{text_with(section, command)}\n{section}: {{}}\n")
+    with pytest.raises(ConfigError, match=rf"c.yml: {command} and {section} name the same section; keep one of them$"):
+        config.read(path)
+
+
+MODEL = "{arch: a.B}"
+NEEDED = dict.fromkeys((section for _, section in OTHER_NAMES), "{}")
+NEEDED |= {
+    "train_cls": f"{{model: {MODEL}}}",
+    "train_diffmask": f"{{model: {MODEL}}}",
+    "train_masker": f"{{model: {MODEL}, taps: [layer1]}}",
+    "extract_cams": f"{{model: {MODEL}, attribution_methods: [{{name: a, method: x.Y}}]}}",
+    "retrain_cls": f"{{model: {MODEL}}}",
+}  # fmt: skip
+
+
+def text_with(section, name):
+    """A small file with one more section, under this name."""
+    others = {"extract_cams": NEEDED["extract_cams"]} | {name: NEEDED[section]}
+    if section == "extract_cams" != name:
+        del others["extract_cams"]
+    return "\n".join(
+        ["outdir: runs/x", "data: {dataset: Planted}", *(f"{key}: {value}" for key, value in others.items())]
+    )
+
+
+def test_what_stands_under_a_commands_name_is_checked_and_completed_like_its_section(path):
+    read = config.read(path, ["lerf={}", "lerf.percentiles=[1]"])
+    assert read.pixel_perturbation_analysis.percentiles == [1]
+    assert read.pixel_perturbation_analysis.model == read.extract_cams.model
+
+
+@pytest.mark.parametrize("section", sorted(config.schema.KINDS))
+def test_a_section_inherits_what_its_help_says(path, section):
+    inherited = {key for key, default, _ in config.keys(section) if default == "(default: that of extract_cams)"}
+    if not issubclass(kind := config.schema.KINDS[section], config.Methods) or section == "extract_cams":
+        assert not inherited
+        return
+    given = {"controls": ["uniform"], "twins": ["blurred"], "target": "label", "ties": "index", "dtype": "float32"}
+    needed = {"infill": "{infillers: [{name: a, infiller: mean}]}", "retrain_cls": f"{{model: {MODEL}}}"}
+    extraction = [f"extract_cams.{key}={value}" for key, value in given.items()]
+    read = config.read(path, [*extraction, f"{section}={needed.get(section, '{}')}"])
+    same = {
+        key for key in kind.model_fields if getattr(getattr(read, section), key) == getattr(read.extract_cams, key, ...)
+    }
+    assert same - {"batch_size"} == inherited >= {"attribution_methods", "controls", "twins"}
+
+
 def test_numbers_without_a_dot_before_the_exponent_are_numbers(path):
     read = config.read(path, ["train_cls.optimizer={name: torch.optim.SGD, lr: 1e-3}"])
     assert read.train_cls.optimizer.options == {"lr": 0.001}
@@ -66,6 +126,7 @@ def test_controls_are_added_unless_a_method_has_their_name(path):
     ("override", "message"),
     [
         ("trian_cls=1", "trian_cls: unknown key; did you mean 'train_cls'?"),
+        ("insertion-deltion={}", "insertion-deltion: unknown key; did you mean 'insertion-deletion'?"),
         ("train_cls.nb_epoch=1", "train_cls.nb_epoch: unknown key; did you mean 'nb_epochs'?"),
         ("train_cls.model.arhc=x", "train_cls.model.arhc: unknown key; did you mean 'arch'?"),
         (
@@ -173,9 +234,20 @@ def test_infillers_whose_names_differ_in_case_only_are_refused(path):
 
 
 def test_the_json_schema_describes_every_key():
-    schema = json.dumps(config.Config.model_json_schema())
-    assert '"split_ratio"' in schema
-    assert '"additionalProperties": false' in schema
+    schema = config.Config.model_json_schema()
+    assert '"split_ratio"' in json.dumps(schema)
+    assert '"additionalProperties": false' in json.dumps(schema)
+    for command, stage in STAGES.items():
+        assert schema["properties"][command] == schema["properties"][stage.section]
+        assert schema["properties"][command]["description"] == f"{command}: {stage.summary}"
+
+
+def test_every_section_but_the_common_ones_belongs_to_a_stage():
+    sections = [stage.section for stage in STAGES.values()]
+    assert [name for name in config.Config.model_fields if name not in sections] == [
+        "desc", "outdir", "seed", "device", "data"
+    ]  # fmt: skip
+    assert [name for name in config.Config.model_fields if name in sections] == sections
 
 
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e300", str(10**30)])

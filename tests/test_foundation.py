@@ -138,6 +138,16 @@ class TestPlugins:
     def test_fitting_options_pass(self):
         plugins.check_options("x.target", target, {"steps": 1, "layer": 2}, positional=1, provided=("seed",))
 
+    def test_what_the_signature_names_is_given_and_nothing_else(self):
+        def returned(model, steps, seed=0, **others):
+            return model, steps, seed, others
+
+        provided = {"seed": 7, "mean": 0.5}
+        assert plugins.build("x.returned", returned, {"steps": 1}, "model", provided=provided) == ("model", 1, 7, {})
+        for name in provided:
+            with pytest.raises(PluginError, match=f"unknown option '{name}'"):
+                plugins.build("x.returned", returned, {"steps": 1, name: 3}, "model", provided=provided)
+
     def test_what_is_no_class_or_function_is_refused(self):
         with pytest.raises(PluginError, match="is not callable"):
             plugins.check_options("math.pi", 3.14, {})

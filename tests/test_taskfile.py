@@ -78,6 +78,17 @@ def test_every_task_that_can_be_called_says_what_it_does():
     assert [name for name, description in listed("--list-all").items() if not description] == []
 
 
+def test_the_summary_of_a_stage_is_the_same_everywhere():
+    summaries = {name: stage.summary for name, stage in cli.STAGES.items()} | {"roar": cli.CHAINS["roar"][1]}
+    tasks, readme = listed("--list"), (ROOT / "README.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `task ([a-z-]+)` \| ([^|]*) \|", readme, re.MULTILINE))
+    for name, summary in summaries.items():
+        assert tasks[name] == summary[0].upper() + summary[1:]
+        assert rows[name] == summary
+    for name, stage in cli.STAGES.items():
+        assert stage.load().__doc__.splitlines()[0] == f"{name}: {stage.summary}."
+
+
 def test_task_alone_lists_the_tasks():
     assert task().stdout == task("--list").stdout
 

@@ -8,10 +8,24 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Origin = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A part of an origin that is not known; it differs from nothing.
+
+    Args:
+        source: what tells it.
+        is_there: whether that is made already, and only not read.
+    """
+
+    source: str
+    is_there: bool = False
 
 
 @contextlib.contextmanager
@@ -29,7 +43,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; results are for everyone the user lets in
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except FileNotFoundError:
+            # Another process finished this very file, and took ours for a leftover.
+            if not path.is_file():
+                raise
         _sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -38,6 +57,21 @@ def whole_file(path: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path) -> None:
     """Deletes temporary files that a killed writer of `folder` left behind; call it while no other one writes there."""
     for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def leftovers_of(path: Path) -> list[Path]:
+    """Temporary files that killed writers of a file left beside it; or one that another process is writing."""
+    try:
+        beside = sorted(path.parent.iterdir())
+    except FileNotFoundError:
+        return []
+    return [child for child in beside if child.name.startswith(f".{path.name}.") and child.suffix == ".tmp"]
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Deletes the leftovers of a file; call it once the file is whole, or while no other process writes it."""
+    for leftover in leftovers_of(path):
         leftover.unlink(missing_ok=True)
 
 
@@ -100,17 +134,37 @@ def with_content(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """What differs between two origins, one phrase each, such as "method.steps: 20 -> 50"; empty where they are equal."""
+    """What differs between an origin and a wanted one, one phrase each, such as "method.steps: 20 -> 50"; empty where nothing does.
+
+    What is not known yet of the wanted one (`Unknown`) differs from nothing.
+    """
+    if isinstance(new, Unknown):
+        return []
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found = []
         for key in sorted(old.keys() | new.keys()):
             found += differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
         return found
-    return [] if canonical(old) == canonical(new) else [f"{where}: {_short(old)} -> {_short(new)}"]
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new) and unknown(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [phrase for place, pair in pairs for phrase in differences(*pair, f"{where}[{place}]")]
+    return [] if _text(old) == _text(new) else [f"{where}: {_short(old)} -> {_short(new)}"]
+
+
+def unknown(origin: Any) -> list[str]:
+    """What has to be made before an origin can be known, each once."""
+    if isinstance(origin, Unknown):
+        return [] if origin.is_there else [origin.source]
+    parts = origin.values() if isinstance(origin, Mapping) else origin if isinstance(origin, list | tuple) else ()
+    return list(dict.fromkeys(source for part in parts for source in unknown(part)))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=lambda part: f"({part.source})")
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = _text(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 

@@ -3,6 +3,8 @@
 Any other exception that reaches the command line is a bug of ours.
 """
 
+from pathlib import Path
+
 
 class HeatproofError(Exception):
     """Base of all errors that are shown as one line, without a traceback."""
@@ -30,6 +32,19 @@ class MapError(HeatproofError):
 
 class MissingInputError(HeatproofError):
     """What an earlier stage makes is not there yet; a dry run says so and goes on."""
+
+
+class DamagedError(MissingInputError):
+    """A file that an earlier stage left does not hold what that stage wrote.
+
+    Args:
+        path: the file.
+        reason: how that shows, in a few words.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: damaged ({reason}); run its stage again")
+        self.reason = reason
 
 
 class InputError(HeatproofError, ValueError):

@@ -140,12 +140,42 @@ def _words(annotation: Any) -> str:
     return " or ".join(PLAIN[kind] for kind in _kinds(annotation))
 
 
+def plain(name: str) -> str:
+    """A name without dashes, underscores and capitals: what all its spellings share."""
+    return name.replace("-", "").replace("_", "").lower()
+
+
 def wants(target: Callable[..., Any], name: str) -> bool:
     """Whether a callable has a parameter of this name (a `**kwargs` does not count); no, where it shows no signature."""
     try:
         return name in inspect.signature(target).parameters
     except (TypeError, ValueError):
         return False
+
+
+def given(target: Callable[..., Any], provided: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what is provided, that which a callable has a parameter for."""
+    return {name: value for name, value in provided.items() if wants(target, name)}
+
+
+def build(
+    path: str, target: Any, options: Mapping[str, Any], *positional: Any, provided: Mapping[str, Any] | None = None
+) -> Any:
+    """Calls `target(*positional, **options)`, with those of the provided values that its signature names.
+
+    Args:
+        path: the name for messages.
+        target: a class or function.
+        options: keyword options from the configuration, checked as by `check_options`.
+        positional: what the leading parameters get.
+        provided: what the caller gives by keyword where the signature has the name; users may not set it.
+
+    Raises:
+        PluginError: the options do not fit.
+    """
+    provided = provided or {}
+    check_options(path, target, options, len(positional), provided)
+    return target(*positional, **options, **given(target, provided))
 
 
 def needs(target: Any, name: str) -> bool:

@@ -1,5 +1,7 @@
 """Where and how a run computes: device, threads, determinism, progress, versions."""
 
+import contextlib
+import csv
 import ctypes
 import os
 import platform
@@ -7,7 +9,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -91,9 +93,32 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
 
 
+class Spent(NamedTuple):
+    """A line of timing.csv."""
+
+    finished: str
+    host: str
+    what: str
+    items: int
+    seconds: float
+
+
+def times(folder: Path) -> list[Spent]:
+    """The lines of `folder`/timing.csv; one that a kill cut short is left out, for nothing but a table of costs reads them."""
+    try:
+        text = (folder / "timing.csv").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    found = []
+    for row in csv.reader(text.splitlines()[1:]):
+        with contextlib.suppress(ValueError):
+            finished, host, what, items, seconds = row
+            found.append(Spent(finished, host, what, int(items), float(seconds)))
+    return found
+
+
 def record_time(folder: Path, what: str, count: int, started: float) -> None:
     """Adds a line to `folder`/timing.csv: what ran, where, how many items, and the seconds since `started` (monotonic)."""
     seconds = round(time.monotonic() - started, 3)
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    columns = ("finished", "host", "what", "items", "seconds")
-    artefacts.append_row(folder / "timing.csv", columns, (when, platform.node(), what, count, seconds))
+    artefacts.append_row(folder / "timing.csv", Spent._fields, (when, platform.node(), what, count, seconds))

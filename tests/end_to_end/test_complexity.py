@@ -7,7 +7,7 @@ import pytest
 
 from heatproof import config, store
 from heatproof.stages import complexity
-from heatproof.stages.evaluate import stored_maps
+from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.run import Run
 from tests.end_to_end.conftest import heatproof
 
@@ -62,4 +62,4 @@ def test_nothing_is_computed_twice(written, monkeypatch):
 
     monkeypatch.setattr(complexity.Complexity, "measure", forbidden)
     complexity.run(written)
-    assert set(stored_maps(written, written.config.complexity).files) >= {"uniform", "oracle"}
+    assert set(SampledMaps.of(written, written.config.complexity).maps) >= {"uniform", "oracle"}

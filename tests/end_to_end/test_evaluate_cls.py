@@ -55,7 +55,8 @@ def test_nothing_is_computed_twice_and_what_is_stale_is_computed_again(evaluated
     with monkeypatch.context() as patched:
         patched.setattr(classifier, "predict", None)
         evaluate_cls.run(run)
-        evaluate_cls.run(Run(config.read(evaluated), dry_run=True))
+        (tables,) = evaluate_cls.plan(Run(config.read(evaluated), dry_run=True))
+        assert tables.status().state == "stale"
     with caplog.at_level(logging.INFO):
         evaluate_cls.run(Run(config.read(evaluated)))
     assert [line["split"] for line in table(evaluated, "results.csv")] == ["test"]

@@ -1,7 +1,6 @@
 """Fills work on pixels in [0, 1]: every stage that calls one is run with a fill that refuses anything else."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 
 from heatproof import config, store
 from heatproof.stages import registry, retrain
+from heatproof.stages.plan import Artefact
 from heatproof.stages.run import Run
 from tests.end_to_end.conftest import heatproof
 
@@ -141,15 +141,9 @@ def test_retraining_hands_pixels_to_its_fill(base, metric, fill):
     section, split = configuration.config.retrain_cls, configuration.dataset.split("test")
     path = configuration.config.outdir / "extract_cams" / "gradcam" / "test.h5"
     content = store.MapReader(path).content_id()
-    job = SimpleNamespace(
-        maps={"test": path},
-        origin={"maps": {"test": content}},
-        metric=metric,
-        percentile=30,
-        method="gradcam",
-        number=0,
-    )
-    examples = configuration.examples(split, retrain._removal(configuration, section, job, "test"))
+    job = retrain.Job(configuration.config, metric, "gradcam", False, 30, 0, {"test": path})
+    cell = Artefact(path.with_name("seed0.json"), {"maps": {"test": content}}, job)
+    examples = configuration.examples(split, retrain._removal(configuration, section, cell, "test"))
     for batch in examples.batches(torch.arange(len(split)), 8):
         assert (batch.pixels == 0.5).any()
     assert CALLS

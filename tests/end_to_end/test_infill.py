@@ -106,7 +106,7 @@ def test_a_stored_image_is_the_filled_one_in_bytes_and_kept_pixels_are_the_origi
     ranks = removal.rank_tensor(maps.ranks(index))
     from heatproof.stages import infilled
 
-    stored = infilled.opened(run, "blurred", "gradcam", split, maps)
+    stored = infilled.opened(run, "blurred", "gradcam", "validation", maps.content_id())
     for first in ("most", "least"):
         holes = removal.removed(ranks, 0.2, first)
         filled = stored.at(0.2, first)(pixels, holes, index)
@@ -295,7 +295,7 @@ def test_results_follow_the_infill(base, caplog, tmp_path):
     assert heatproof("infill", "--config", base, f"outdir={out}", change) == 0
     caplog.set_level("INFO")
     assert heatproof("lerf", "--config", base, f"outdir={out}", change) == 0
-    stale = [line for line in caplog.text.splitlines() if "stale, to be computed again" in line]
+    stale = [line for line in caplog.text.splitlines() if ".h5: stale, to be computed again" in line]
     assert len(stale) == 2
     assert all("infills.fill.20" in line for line in stale)
     with (out / "pixel_perturbation_analysis" / "results.csv").open(newline="") as file:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from heatproof import config, removal, store
+from heatproof.errors import ConfigError
 from heatproof.metrics.insertion_deletion import insertion_deletion_auc
 from heatproof.stages import insertion_deletion
-from heatproof.stages.evaluate import stored_maps
+from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.run import Run
 from tests.end_to_end.conftest import heatproof
 
@@ -113,7 +114,7 @@ def test_whole_squares_come_and_go(squares):
     stored = store.RowReader(squares.config.outdir / "insertion_deletion" / "oracle.h5")
     insertion, deletion = stored.read("insertion_probability"), stored.read("deletion_probability")
     assert insertion.shape == (40, 17)
-    maps = store.MapReader(stored_maps(squares, squares.config.insertion_deletion).files["oracle"])
+    maps = store.MapReader(SampledMaps.of(squares, squares.config.insertion_deletion).maps["oracle"].path)
     classifier = squares.trained(squares.config.insertion_deletion.model)
     index = stored.read("index")
     pixels = squares.dataset.split("test").pixels(index[:1]).float() / 255
@@ -149,5 +150,5 @@ def test_settings_are_part_of_the_origin(written):
     ],
 )
 def test_messages(written, change, message):
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         config.read(written[0], [change])

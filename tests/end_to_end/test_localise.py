@@ -250,7 +250,7 @@ def subject(loaded, class_names=tuple("0123456789")):
         config=SimpleNamespace(data=data),
         require_labels=lambda *arguments: None,
     )
-    return SimpleNamespace(loaded=loaded, run=run, plan=SimpleNamespace(model=None))
+    return SimpleNamespace(loaded=loaded, run=run, extraction=SimpleNamespace(model=None))
 
 
 def made(maps, pictures, labels, logits, truths):
@@ -420,7 +420,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(written, override, messa
 def test_a_tolerance_can_be_forced(written):
     path, _ = written
     run = Run(config.read(path, ["localise.tolerance=15", "localise.force_tolerance=true"]))
-    localise._check(run, localise.test(run.config).settings)
+    localise.check(run, localise.test(run.config).settings)
 
 
 def test_data_without_objects_are_refused_before_a_model_is_loaded(written, monkeypatch, capsys):

@@ -107,7 +107,7 @@ def test_invalid_maps_can_be_kept_as_such(copied, tmp_path, monkeypatch):
 def test_maps_of_another_classifier_are_refused(copied, capsys):
     assert heatproof("train-cls", "--config", copied, "train_cls.nb_epochs=1") == 0
     line = refused(capsys, "evaluate-attribution-maps-roar", "--config", copied)
-    assert "maps of another classifier" in line
+    assert "train.h5: stale (model.weights: " in line
     assert "run extract-attribution-maps" in line
 
 
@@ -330,11 +330,8 @@ def test_a_dry_run_goes_on_where_maps_will_be_stale(finished, caplog):
     caplog.set_level("INFO")
     before = results(finished)
     assert heatproof("demo", "--config", finished, "seed=4", "--dry-run") == 0
-    assert (
-        "evaluate-attribution-maps-roar: all of it is still to be computed; it waits for what comes before"
-        in caplog.text
-    )
-    assert "report/index.html: results or settings have changed" in caplog.text  # the last stage
+    assert "evaluate-attribution-maps-roar: 0 of 19 complete" in caplog.text
+    assert "report/index.html: stale, to be made again: configuration" in caplog.text  # the last stage
     assert results(finished) == before
 
 

@@ -101,6 +101,28 @@ def test_a_second_run_computes_nothing(finished, monkeypatch, caplog):
     assert "18 of 18 cells are complete" in caplog.text
 
 
+def test_short_names_name_the_same_artefacts(finished, tmp_path, caplog):
+    text = finished.read_text()
+    short = {
+        "heatproof.models.resnet_cifar.NarrowResNet8": "NarrowResNet8",
+        "heatproof.methods.cam.GradCam": "grad-cam",
+        "heatproof.methods.gradient.SmoothGrad": "smoothgrad",
+        "pixel_perturbation_analysis:": "lerf:\n    fill: heatproof.removal.fills.Mean",
+        "extract_cams:": "extract-attribution-maps:",
+        "retrain_cls:": "evaluate-attribution-maps-roar:\n    fill: MEAN",
+    }
+    for old, new in short.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "short.yml").write_text(text)
+    before = results(finished)
+    caplog.set_level("INFO")
+    assert heatproof("demo", "--config", tmp_path / "short.yml") == 0
+    assert results(finished) == before
+    assert "18 of 18 cells are complete" in caplog.text
+    assert "stale" not in caplog.text
+
+
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(small, caplog):
     path = small("dry")
     caplog.set_level("INFO")
@@ -113,8 +135,8 @@ def test_a_dry_run_of_everything_goes_on_where_an_earlier_stage_has_not_run(smal
     path = small("dry_chain")
     caplog.set_level("INFO")
     assert heatproof("demo", "--config", path, "--dry-run") == 0
-    for stage in ("extract-attribution-maps", "evaluate-attribution-maps-roar", "lerf"):
-        assert f"{stage}: all of it is still to be computed" in caplog.text
+    for planned in ("extract-attribution-maps: 0 of 12", "evaluate-attribution-maps-roar: 0 of 19", "lerf: 0 of 5"):
+        assert f"{planned} complete" in caplog.text
     assert not (path.parent / "out" / "train_cls").exists()
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from heatproof import config, removal, store
+from heatproof.errors import ConfigError
 from heatproof.stages import road
 from heatproof.stages.run import Run, build_fill
 from tests.end_to_end.conftest import heatproof
@@ -152,5 +153,5 @@ def test_road_with_retraining_is_roar_with_roads_imputation(written):
     ],
 )
 def test_messages(written, change, message):
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         config.read(written[0], [change])

@@ -11,7 +11,7 @@ from heatproof import config, store
 from heatproof.errors import ConfigError
 from heatproof.metrics import statistics
 from heatproof.stages import sanity_checks
-from heatproof.stages.evaluate import stored_maps
+from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.run import Run
 from heatproof.training.examples import permuted
 from tests.end_to_end.conftest import heatproof, results
@@ -86,8 +86,8 @@ def test_each_order_walks_through_the_layers(written):
 
 def test_randomised_maps_are_attribution_files_of_the_same_classes(written):
     _, run = written
-    stored = stored_maps(run, run.config.sanity_checks)
-    intact = store.MapReader(stored.files["gradient"])
+    stored = SampledMaps.of(run, run.config.sanity_checks)
+    intact = store.MapReader(stored.maps["gradient"].path)
     first, last = maps(run, "top_down", "01_linear", "gradient"), maps(run, "top_down", "06_conv1", "gradient")
     for reader in (first, last):
         reader.verify()
@@ -109,7 +109,7 @@ def test_both_cascades_end_in_the_same_maps(written):
 def test_the_other_class_is_never_the_explained_one(written):
     _, run = written
     others = maps(run, "random_logit", "other-class", "gradient")
-    intact = store.MapReader(stored_maps(run, run.config.sanity_checks).files["gradient"])
+    intact = store.MapReader(SampledMaps.of(run, run.config.sanity_checks).maps["gradient"].path)
     assert (others.targets != intact.targets).all()
     assert len(set(others.targets.tolist())) > 1
     assert others.origin["model"] == intact.origin["model"]
@@ -144,12 +144,12 @@ def test_nothing_is_computed_twice_and_what_was_lost_comes_back_in_the_same_byte
 def test_a_dry_run_says_what_is_to_be_done_and_does_nothing(written, caplog, tmp_path):
     path, run = written
     caplog.set_level(logging.INFO)
-    sanity_checks.run(Run(config.read(path), dry_run=True))
-    assert "to be " not in caplog.text
+    assert heatproof("sanity-checks", "--config", path, "--dry-run") == 0
+    assert " to be " not in caplog.text
     for name in ("train_cls", "extract_cams"):
         shutil.copytree(run.config.outdir / name, tmp_path / name)
     before = sorted(tmp_path.rglob("*"))
-    sanity_checks.run(Run(config.read(path, [f"outdir={tmp_path}"]), dry_run=True))
+    assert heatproof("sanity-checks", "--config", path, f"outdir={tmp_path}", "--dry-run") == 0
     assert sorted(tmp_path.rglob("*")) == before
     for name in ("top_down/06_conv1/gradient/test.h5: to be computed", "permuted_labels.pth: to be trained"):
         assert name in caplog.text

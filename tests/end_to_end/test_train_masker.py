@@ -102,7 +102,7 @@ def test_nothing_is_trained_twice_and_a_change_names_itself(trained, caplog):
     assert "stale, to be trained again: training.mask_out.lambda_r: null -> 3" in caplog.text
     caplog.clear()
     assert heatproof("train-masker", "--config", trained, "--dry-run", "train_masker.zoo_every=9") == 0
-    assert caplog.text.count("complete") == 2  # FIX has no zoo
+    assert caplog.text.count("masker.pth: complete") == 2  # FIX has no zoo
     assert results(trained) == before
 
 
@@ -265,9 +265,7 @@ def test_an_infiller_that_cannot_be_used_is_one_line(trained, asked, message):
 def test_an_infiller_that_changes_makes_a_masker_stale(trained):
     def origin(*overrides):
         run = Run(config.read(trained, [ENTRIES, *overrides]))
-        section = run.config.train_masker
-        form = MaskerForm(taps=("relu",), channels=(8,))
-        return train_masker._origin(run, section, train_masker.Job("fix", False), form, run.trained(section.model))
+        return train_masker._origin(run, run.config.train_masker, train_masker.Job("fix", False))
 
     plain, blur, wider = (
         origin(*o) for o in ((), ("train_masker.infiller=blur",), ("train_masker.infiller={name: blur, sigma: 0.1}",))

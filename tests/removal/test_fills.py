@@ -309,7 +309,7 @@ def test_fill_takes_a_name_with_options_or_a_finished_fill():
 @pytest.mark.parametrize(
     ("error", "call", "message"),
     [
-        (PluginError, lambda: removal.build_fill("imagemean"), "fill: there is no 'imagemean'; did you mean 'image_mean'"),
+        (PluginError, lambda: removal.build_fill("imagemeen"), "fill: there is no 'imagemeen'; did you mean 'image_mean'"),
         (PluginError, lambda: removal.build_fill("mean"), "mean: option 'mean' is missing"),
         (PluginError, lambda: removal.build_fill("blur", sigam=1), "blur: unknown option 'sigam'; did you mean 'sigma'"),
         (PluginError, lambda: removal.build_fill("no.such_fill"), "no.such_fill: there is no module 'no'"),

@@ -1,13 +1,13 @@
 """What stages share: origins that stay the same for the same work."""
 
-from heatproof.config import Plugin, Training
+from heatproof.config import Plugin, TrainCls
 from heatproof.stages.run import fill_origin, training_origin
 
 MODEL = {"arch": "heatproof.models.resnet_cifar.ResNet8"}
 
 
 def training(**changes):
-    return Training.model_validate({"model": MODEL, **changes})
+    return TrainCls.model_validate({"model": MODEL, **changes})
 
 
 def test_options_that_came_later_do_not_change_the_origin_of_trainings_without_them():

@@ -20,10 +20,10 @@ def test_what_was_left_is_kept_and_its_checkpoint_is_gone(place):
     place.checkpoint.write_bytes(b"state")
     left = place.leave(STATE, accuracy=0.5)
     assert left["accuracy"] == 0.5
-    assert left["weights_sha256"] == artefacts.sha256(place.weights)
-    assert place.kept() == {**left, "origin": artefacts.read_json(place.weights.with_suffix(".json"))["origin"]}
-    assert torch.equal(torch.load(place.weights, weights_only=True)["weight"], STATE["weight"])
-    assert [path.name for path in sorted(place.weights.parent.iterdir())] == ["net.json", "net.pth"]
+    assert left["files"] == {"net.pth": artefacts.sha256(place.path)}
+    assert place.kept() == {**left, "origin": artefacts.read_json(place.record)["origin"]}
+    assert torch.equal(torch.load(place.path, weights_only=True)["weight"], STATE["weight"])
+    assert [path.name for path in sorted(place.path.parent.iterdir())] == ["net.json", "net.pth"]
 
 
 def test_why_it_is_trained_is_said(place, caplog):
@@ -37,18 +37,18 @@ def test_why_it_is_trained_is_said(place, caplog):
     assert "net.pth: to be trained\n" in told()
     place.checkpoint.parent.mkdir()
     place.checkpoint.write_bytes(b"state")
-    assert "net.pth: to be trained (an interrupted training goes on)" in told()
-    Trained(place.weights, {**place.origin, "seed": 1}).leave(STATE)
+    assert "net.pth: an interrupted training goes on; to be continued" in told()
+    Trained(place.path, {**place.origin, "seed": 1}).leave(STATE)
     assert "net.pth: stale, to be trained again: seed: 1 -> 0" in told()
     place.leave(STATE)
-    place.weights.write_bytes(b"another")
-    assert "missing or not the file that was trained" in told()
-    place.weights.unlink()
-    assert "missing or not the file that was trained" in told()
+    place.path.write_bytes(b"another")
+    assert "net.pth: damaged (checksum); to be trained again" in told()
+    place.path.unlink()
+    assert "net.pth: to be trained\n" in told()
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "no json", '{"origin": {"seed": 0}}'])
 def test_a_foreign_file_beside_the_weights_counts_as_none(place, text):
     place.leave(STATE)
-    place.weights.with_suffix(".json").write_text(text)
+    place.path.with_suffix(".json").write_text(text)
     assert place.kept() is None

@@ -432,9 +432,9 @@ def test_a_lock_that_was_removed_while_waiting_for_it_is_taken_anew(sample, tmp_
         fcntl.flock(*arguments)
 
     monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
-    with rows._lock(wait=True) as lock:
+    with writer._locked(rows.parts, wait=True) as lock:
         assert lock.is_exclusive
-        with rows._lock(wait=False) as other:
+        with writer._locked(rows.parts, wait=False) as other:
             assert other.is_busy
 
 

@@ -113,19 +113,16 @@ def open_dataset(
 def _source(name: str, folder: Path | None, seed: int, split_ratio: float, options: Mapping[str, Any]) -> Source:
     if name in GENERATED:
         make_options, make = GENERATED[name]
-        plugins.check_options(name, make_options, options)
-        return make(make_options(**options), seed)
+        return make(plugins.build(name, make_options, options), seed)
     if name in FILES:
         if folder is None:
             raise DataError(f"{name}: dataset_dir is not set; name the folder or file that holds the data")
-        opener = FILES[name]
-        given = {"seed": seed, "split_ratio": split_ratio}
-        given = {option: value for option, value in given.items() if plugins.wants(opener, option)}
-        plugins.check_options(name, opener, options, positional=1, provided=given)
+        provided = {"seed": seed, "split_ratio": split_ratio}
         try:
-            return opener(folder, **given, **options)
+            source: Source = plugins.build(name, FILES[name], options, folder, provided=provided)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
+        return source
     if "." in name:
         return CustomSource(name, folder, options)
     raise DataError(

@@ -38,8 +38,8 @@ def path_of(name: str) -> str:
     """
     if "." in name:
         return name
-    known, plain = factories(), _plain(name)
-    exact = [dash for dash in known if _plain(dash) == plain]
+    known, plain = factories(), plugins.plain(name)
+    exact = [dash for dash in known if plugins.plain(dash) == plain]
     candidates = exact or [dash for dash in known if _shortened(dash).fullmatch(plain)]
     if len(candidates) == 1:
         return known[candidates[0]]
@@ -80,10 +80,6 @@ def _is_factory(thing: Any) -> bool:
         return False
     called = inspect.signature(thing.__call__).parameters if "__call__" in dir(thing) else {}
     return {"images", "targets"} <= called.keys()
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_]", "", name).lower()
 
 
 def _shortened(name: str) -> re.Pattern[str]:

@@ -90,11 +90,10 @@ class Explainer:
         if self._is_function(target):
             explain = self._one_by_one(target, model, seed)
         else:
-            extra = {name: provided[name] for name in PROVIDED if name in provided and plugins.wants(target, name)}
             factory, attribute = self._options_of(target)
             if attribute_of(target) is not None and isinstance(factory.get("layer"), str):
                 factory["layer"] = module_named(model, factory["layer"])
-            made = target(model, **factory, **extra)
+            made = plugins.build(self.path, target, factory, model, provided=provided)
             if not callable(made) and attribute_of(made) is None:
                 raise PluginError(
                     f"{self.path}: made {type(made).__name__}, which cannot be called with (images, targets) and has no attribute()"
@@ -192,9 +191,7 @@ def _with_indices(explain: Any, options: Mapping[str, Any]) -> Callable[[Tensor,
                 return attribute(images.detach().clone().requires_grad_(), target=targets.clone(), **options)
 
         return call
-    if plugins.wants(explain, "indices"):
-        return lambda images, targets, indices: explain(images, targets, indices=indices)
-    return lambda images, targets, indices: explain(images, targets)
+    return lambda images, targets, indices: explain(images, targets, **plugins.given(explain, {"indices": indices}))
 
 
 def _as_tuple(value: Any) -> Any:

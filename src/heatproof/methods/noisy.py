@@ -93,11 +93,8 @@ class OverNoise:
     @cached_property
     def _explain(self) -> Method:
         path, given = BASES.get(self.base, (self.base, {}))
-        factory, given = plugins.resolve(path), {**given, **self.base_options}
-        plugins.check_options(path, factory, given, positional=1, provided=("normalization",))
-        if plugins.wants(factory, "normalization"):
-            given["normalization"] = self.normalization
-        explain: Method = factory(self.model, **given)
+        options, provided = {**given, **self.base_options}, {"normalization": self.normalization}
+        explain: Method = plugins.build(path, plugins.resolve(path), options, self.model, provided=provided)
         return explain
 
     def _moments(self, images: Tensor, targets: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor]:

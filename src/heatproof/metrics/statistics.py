@@ -16,6 +16,7 @@ from scipy import stats
 from heatproof import seeding
 from heatproof.errors import InputError, nearest
 
+RESULTS_VERSION = 1  # to be raised when numbers change that tables hold
 MIN_WILCOXON_PAIRS = 6  # the smallest two-sided exact p of five pairs is 0.0625: they can never reach 0.05
 MIN_BLOCKS = 5  # below, ranks over blocks are not testable
 EXACT_UP_TO = 25  # pairs, for Wilcoxon's exact distribution

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heatproof import artefacts, downloads, plugins
+from heatproof import artefacts, downloads, plugins, records
 from heatproof.errors import HeatproofError, MissingInputError, ModelError, nearest
 from heatproof.models.normalization import Normalization
 from heatproof.models.weights import (
@@ -208,23 +208,17 @@ class _Blueprint:
                 f"{self.arch}: pretrained_weights: DEFAULT stands for the weights of torchvision, timm: and hf: models; "
                 "name a file"
             )
-        arguments = self.wanted(target, num_classes=self.num_classes, in_channels=self.channels) | self.arguments
-        plugins.check_options(self.arch, target, arguments)
-        return _module(self.arch, lambda: target(**arguments)), lambda: None
+        known = {"num_classes": self.num_classes} | ({} if self.channels is None else {"in_channels": self.channels})
+        arguments = plugins.given(target, known) | self.arguments  # which may say otherwise
+        return _module(self.arch, lambda: plugins.build(self.arch, target, arguments)), lambda: None
 
     def transformed(self, module: nn.Module) -> nn.Module:
         """The network with what the transformer changes."""
-        if self.transformer is None:
+        path = self.transformer
+        if path is None:
             return module
-        change = plugins.resolve(self.transformer)
-        plugins.check_options(self.transformer, change, {}, positional=2)
-        return _module(self.transformer, lambda: change(module, self.num_classes))
-
-    @staticmethod
-    def wanted(target: Callable[..., Any], **offered: Any) -> dict[str, Any]:
-        """Of what is offered, that which is known and which the signature has."""
-        known = {name: value for name, value in offered.items() if value is not None}
-        return {name: value for name, value in known.items() if callable(target) and plugins.wants(target, name)}
+        change = plugins.resolve(path)
+        return _module(path, lambda: plugins.build(path, change, {}, module, self.num_classes))
 
 
 def _with_weights(blueprint: _Blueprint, path: Path) -> tuple[nn.Module, Known]:
@@ -413,7 +407,7 @@ def _beside(weights: Path) -> Normalization | None:
     path = weights.with_suffix(".json")
     if not path.is_file():
         return None
-    kept: Any = artefacts.read_json(path)
+    kept = records.beside(weights)
     try:
         section = kept["normalization"]
         return Normalization(tuple(section["mean"]), tuple(section["std"]))

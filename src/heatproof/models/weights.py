@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heatproof import records
 from heatproof.errors import ModelError
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,9 @@ def read_plain(path: Path) -> Any:
 
     Raises:
         ModelError: the file is missing, damaged, or wants to run code.
+        DamagedError: it is not what the stage wrote that left it.
     """
+    records.beside(path)
     if not path.is_file():
         is_folder = " is a folder; name the file of weights in it" if path.is_dir() else " no such file of weights"
         raise ModelError(f"{path}:{is_folder}")

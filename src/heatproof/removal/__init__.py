@@ -2,7 +2,6 @@
 
 from heatproof.removal.blurs import Blur, KeptBlur, MaskingBlur, RiseBlur
 from heatproof.removal.fills import (
-    FILL_NAMES,
     FILLS,
     GENERATIVE,
     Black,
@@ -14,6 +13,7 @@ from heatproof.removal.fills import (
     ZeroNormalised,
     build_fill,
     fill,
+    fill_name,
     generating,
     named_fill,
     normalised_infill,
@@ -39,7 +39,6 @@ from heatproof.removal.telea import Telea
 
 __all__ = [
     "FILLS",
-    "FILL_NAMES",
     "FIRSTS",
     "GENERATIVE",
     "ORDERS",
@@ -72,6 +71,7 @@ __all__ = [
     "count",
     "degraded_scores",
     "fill",
+    "fill_name",
     "generating",
     "impute_linear",
     "inverse",

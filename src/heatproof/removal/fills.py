@@ -153,7 +153,7 @@ class FunctionFill:
     def __call__(self, pixels: Tensor, removed: Tensor, indices: ArrayLike | None = None) -> Tensor:
         """Replaces the removed pixels; the others stay as they are."""
         pixels = as_float(pixels)
-        asked = {"indices": indices} if plugins.wants(self.function, "indices") else {}
+        asked = plugins.given(self.function, {"indices": indices})
         # The function gets copies: the caller's tensors stay untouched whatever it does to them.
         filled = self.function(pixels.clone(), removed.clone(), **self.options, **asked)
         return torch.where(by_channel(removed, pixels), filled, pixels)
@@ -199,15 +199,20 @@ GENERATIVE: dict[str, Callable[..., Fill]] = {
     "Cnn": Cnn,
     "LearnedInfill": LearnedInfill,
 }
-SHORT: dict[str, Callable[..., Fill]] = {
-    "ca_gan": CaGan,
-    "dfnet": DfNet,
-    "partial_conv": PartialConv,
-    "cnn": Cnn,
-    "learned": LearnedInfill,
-}
-"""Fills by networks, spelt like the other fills."""
-FILL_NAMES = FILLS | GENERATIVE | SHORT
+"""Fills by networks."""
+_SPELLINGS = {plugins.plain(name): name for name in FILLS | GENERATIVE} | {"learned": "LearnedInfill"}
+
+
+def fill_name(how: str) -> str | None:
+    """The name in `FILLS` or `GENERATIVE` of a fill that is named in any of its spellings; None for a fill of the user's own.
+
+    >>> fill_name("ca_gan"), fill_name("rise-blur"), fill_name("heatproof.removal.fills.Mean"), fill_name("mine.Fill")
+    ('CaGan', 'rise_blur', 'mean', None)
+    """
+    if how.startswith("heatproof."):
+        target = plugins.resolve(how)
+        return next((name for name, fill in (FILLS | GENERATIVE).items() if fill is target), None)
+    return _SPELLINGS.get(plugins.plain(how))
 
 
 def named_fill(how: str) -> Callable[..., Any]:
@@ -216,10 +221,11 @@ def named_fill(how: str) -> Callable[..., Any]:
     Raises:
         PluginError: the name is not known (naming the nearest), or the path leads nowhere.
     """
-    if how in FILL_NAMES:
-        return FILL_NAMES[how]
+    known = FILLS | GENERATIVE
+    if (name := fill_name(how)) is not None:
+        return known[name]
     if "." not in how:
-        raise PluginError(f"fill: there is no {how!r}{nearest(how, FILL_NAMES)}")
+        raise PluginError(f"fill: there is no {how!r}{nearest(how, known)}")
     target = plugins.resolve(how)
     if not callable(target):
         raise PluginError(f"{how}: is not callable; expected a class or a function")
@@ -238,7 +244,7 @@ def build_fill(
     """The fill of a name or of a dotted path, its options checked.
 
     Args:
-        how: a name of `FILLS`, `GENERATIVE` or `SHORT`, or the dotted path of a class or function that returns a fill, or of a function
+        how: a name of `FILLS` or `GENERATIVE`, with or without dashes or underscores, or the dotted path of a class or function that returns a fill, or of a function
             `(pixels, removed, **options) -> pixels`.
         mean: mean colour of the data set's training split, for fills that take it.
         normalization_mean: mean of the model's normalisation, for fills that take it.
@@ -259,11 +265,11 @@ def build_fill(
     given = {"mean": _plain(mean), "normalization_mean": _plain(normalization_mean), "seed": seed}
     provided = {name: value for name, value in given.items() if value is not None}
     is_function = callable(target) and not isinstance(target, type) and plugins.wants(target, "pixels")
-    filled_later = (*provided, "indices") if is_function else tuple(provided)
-    plugins.check_options(how, target, options, positional=2 if is_function else 0, provided=filled_later)
-    options |= {name: value for name, value in provided.items() if plugins.wants(target, name)}
+    if is_function:
+        plugins.check_options(how, target, options, positional=2, provided=(*provided, "indices"))
+        return FunctionFill(target, options | plugins.given(target, provided))
     try:
-        made: Any = FunctionFill(target, options) if is_function else target(**options)
+        made: Any = plugins.build(how, target, options, provided=provided)
     except TypeError as error:
         raise PluginError(f"{how}: cannot be made with {options}: {error}") from error
     if not callable(made) and not (or_generates and hasattr(made, "generate")):
@@ -316,7 +322,7 @@ def normalised_infill(infill: str, normalization: Normalization, **options: Any)
     Raises:
         PluginError: the name is not known, or the options do not fit.
     """
-    if infill not in GENERATIVE:
+    if fill_name(infill) not in GENERATIVE:
         raise PluginError(f"infill: there is no {infill!r}{nearest(infill, GENERATIVE)}")
     built: Any = build_fill(infill, **options)
     return NormalisedInfill(built, normalization)

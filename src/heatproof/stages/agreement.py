@@ -1,4 +1,4 @@
-"""agreement: how alike are the maps of every two methods?
+"""agreement: measure how similar the maps of every two methods are.
 
 Reads all methods' stored maps; writes agreement/agreement.h5 (per image a methods x methods matrix of each similarity),
 results.csv (a line for each pair and score) and clustering.json (average linkage on 1 - mean Spearman). No classifier is run.
@@ -8,9 +8,7 @@ each divided by its largest absolute value. Neither direction is better: methods
 """
 
 import itertools
-import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,69 +18,75 @@ from scipy.spatial.distance import squareform
 
 from heatproof import artefacts, config, runtime, store
 from heatproof.metrics import agreement, statistics
-from heatproof.stages.evaluate import StoredMaps, stored_maps
-from heatproof.stages.extract import is_complete
+from heatproof.stages.evaluate import SampledMaps
+from heatproof.stages.plan import Artefact
 from heatproof.stages.run import Run
-
-logger = logging.getLogger(__name__)
 
 FORMAT = "heatproof/agreement"
 SCORES = ("spearman", "top_k_overlap", "ssim")
 LINE = ("first", "second", "score", "setting", "better", "n", "n_undefined", "mean", "sd", "low", "high")
 
 
-def run(run: Run) -> None:
-    """Computes what is missing or stale of the matrices, and summarises them."""
+def plan(run: Run) -> list[Artefact[Any]]:
+    """The matrices of all images, and their summary."""
     section = config.section(run.config, "agreement", config.Agreement)
-    folder = run.config.outdir / "agreement"
-    stored = stored_maps(run, section)
-    if run.dry_run and not all(path.is_file() for path in stored.files.values()):
-        return
-    readers = {name: store.MapReader(path) for name, path in stored.files.items()}
+    return _plan(run, section, SampledMaps.of(run, section))
+
+
+def _plan(run: Run, section: config.Agreement, sampled: SampledMaps) -> list[Artefact[Any]]:
+    folder, contents = run.config.outdir / "agreement", sampled.contents()
     origin = {
-        "maps": {name: reader.content_id() for name, reader in readers.items()},
-        "methods": list(readers),
-        "data": stored.split.fingerprint,
-        "rows": stored.rows.tolist(),
+        "maps": contents,
+        "methods": list(contents),
+        "data": run.fingerprint("test"),
+        "rows": sampled.named_rows(),
         "top_fraction": section.top_fraction,
         "seed": run.config.seed,
         "code": agreement.RESULTS_VERSION,
     }
-    _compare(section, stored, readers, origin, folder / "agreement.h5")
-    if not run.dry_run:
-        _write_results(section, folder, run.config.seed, origin)
+    summary = {"origin": origin, "columns": list(LINE), "code": statistics.RESULTS_VERSION}
+    return [Artefact(folder / "agreement.h5", origin, sampled), Artefact(folder / "results.csv", summary, None)]
+
+
+def run(run: Run) -> None:
+    """Computes what is missing or stale of the matrices, and summarises them."""
+    section = config.section(run.config, "agreement", config.Agreement)
+    sampled = SampledMaps.of(run, section)
+    readers = sampled.make()
+    matrices, summary = _plan(run, section, sampled)
+    if not matrices.is_complete():
+        _compare(section, sampled.chosen, readers, matrices)
+    if not summary.is_complete():
+        _write_results(section, summary, matrices, run.config.seed)
 
 
 def _compare(
     section: config.Agreement,
-    stored: StoredMaps,
+    rows: NDArray[np.int64],
     readers: dict[str, store.MapReader],
-    origin: dict[str, Any],
-    path: Path,
+    file: Artefact[Any],
 ) -> None:
-    """Makes the file of matrices complete."""
-    if is_complete(path, origin) or stored.plan.run.dry_run:
-        return
+    """Makes the file of matrices."""
     started = time.monotonic()
     columns = [store.Column("index", "int64")]
     columns += [store.Column(score, "float64", (len(readers), len(readers))) for score in SCORES]
     writer = store.RowWriter(
-        path, columns, rows=len(stored.rows), origin=origin, kind=FORMAT, rows_per_shard=section.batch_size
+        file.path, columns, rows=len(rows), origin=file.origin, kind=FORMAT, rows_per_shard=section.batch_size
     )
-    rows = {name: reader.rows_of(stored.rows) for name, reader in readers.items()}
+    places = {name: reader.rows_of(rows) for name, reader in readers.items()}
     missing = writer.missing()
     with runtime.progress(sum(b.stop - b.start for b in missing), "agreement") as bar:
         for block in missing:
-            chosen = [(reader, rows[name][block.start : block.stop]) for name, reader in readers.items()]
+            chosen = [(reader, places[name][block.start : block.stop]) for name, reader in readers.items()]
             maps = np.stack([reader.maps(here) for reader, here in chosen], axis=1)
             ranks = np.stack([reader.ranks(here) for reader, here in chosen], axis=1)
             # Neither has an order that says anything: a map that is no map, and a constant one.
             without_order = np.stack([reader.flags[here] != 0 for reader, here in chosen], axis=1)
             matrices = _matrices(maps, ranks, without_order, section.top_fraction)
-            writer.write(block, {"index": stored.rows[block.start : block.stop], **matrices})
+            writer.write(block, {"index": rows[block.start : block.stop], **matrices})
             bar.update(block.stop - block.start)
     writer.finish()
-    runtime.record_time(path.parent, "agreement", len(stored.rows), started)
+    runtime.record_time(file.path.parent, "agreement", len(rows), started)
 
 
 def _matrices(
@@ -100,23 +104,21 @@ def _matrices(
     return {"spearman": agreement.spearman_matrix(maps), "top_k_overlap": overlap, "ssim": ssim}
 
 
-def _write_results(section: config.Agreement, folder: Path, seed: int, origin: dict[str, Any]) -> None:
-    kept = artefacts.read_json(folder / "results.json")
-    if kept == {"origin": origin} and all((folder / name).is_file() for name in ("results.csv", "clustering.json")):
-        return
-    reader = store.RowReader(folder / "agreement.h5")
-    names = origin["methods"]
+def _write_results(section: config.Agreement, summary: Artefact[Any], matrices: Artefact[Any], seed: int) -> None:
+    reader = store.RowReader(matrices.path)
+    names = matrices.origin["methods"]
     pairs = list(itertools.combinations(range(len(names)), 2))
     lines = []
     for score in SCORES:
         values = reader.read(score)
         setting = f"top={section.top_fraction:g}" if score == "top_k_overlap" else ""
         rows = [values[:, i, j] for i, j in pairs]
-        for (i, j), summary in zip(pairs, statistics.summarize_rows(rows, seed=seed) if rows else [], strict=True):
-            lines.append([names[i], names[j], score, setting, "neither", *summary])
-    artefacts.write_csv(folder / "results.csv", LINE, lines)
-    artefacts.write_json(folder / "clustering.json", clustering(names, reader.read("spearman")))
-    artefacts.write_json(folder / "results.json", {"origin": origin})
+        for (i, j), found in zip(pairs, statistics.summarize_rows(rows, seed=seed) if rows else [], strict=True):
+            lines.append([names[i], names[j], score, setting, "neither", *found])
+    tree = summary.path.with_name("clustering.json")
+    artefacts.write_csv(summary.path, LINE, lines)
+    artefacts.write_json(tree, clustering(names, reader.read("spearman")))
+    summary.write(summary.path, tree)
 
 
 def clustering(names: list[str], spearman: NDArray[np.float64]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""complexity: is a map about few pixels, or about all of them?
+"""complexity: measure whether maps concentrate on few pixels.
 
 Reads each method's stored maps; writes complexity/<method>.h5 (per image: sparseness, complexity, effective complexity)
 and results.csv. No classifier is run.

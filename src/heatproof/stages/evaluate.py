@@ -22,14 +22,15 @@ from torch import Tensor
 
 from heatproof import artefacts, config, removal, runtime, seeding, store
 from heatproof.datasets import Split
-from heatproof.errors import ConfigError
+from heatproof.errors import ConfigError, DataError, MapError, MissingInputError
 from heatproof.methods.explainer import Explained, Explainer
 from heatproof.metrics import statistics
 from heatproof.metrics.score import Curve, Pooled, Score, Scored
 from heatproof.models import LoadedModel
 from heatproof.stages import infilled
-from heatproof.stages.extract import IMPORTED, Extraction, is_complete
-from heatproof.stages.run import Run, build_fill
+from heatproof.stages.extract import Extraction, Source, content_of, folder_of
+from heatproof.stages.plan import Artefact
+from heatproof.stages.run import IMAGES, Run, build_fill
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +81,13 @@ class Subject:
     """The classifier that is explained, by which method, on which images.
 
     Args:
-        plan: the classifier and the methods.
+        extraction: the classifier and the methods.
         split: the images.
         method: one of the methods.
         infills: stored images in the place of fills, by the name of the infiller.
     """
 
-    plan: Extraction
+    extraction: Extraction
     split: Split
     method: Explainer
     infills: Mapping[str, infilled.StoredInfill] = dataclasses.field(default_factory=dict)
@@ -94,12 +95,12 @@ class Subject:
     @property
     def run(self) -> Run:
         """The configuration at work."""
-        return self.plan.run
+        return self.extraction.run
 
     @property
     def loaded(self) -> LoadedModel:
         """The classifier, in eval mode on the run's device."""
-        return self.plan.loaded
+        return self.extraction.loaded
 
     def fill(self, asked: str | config.Plugin) -> removal.Fill | removal.ByRemoval:
         """The fill that a section asks for."""
@@ -133,7 +134,7 @@ class Subject:
     @functools.cached_property
     def explain(self) -> Callable[[Tensor, Tensor, Tensor], Explained]:
         """The method at work: normalised images, targets and indices in the split -> maps."""
-        return self.plan.bind(self.method, self.split)
+        return self.extraction.bind(self.method, self.split)
 
 
 class MapTest(Protocol):
@@ -176,43 +177,132 @@ class RemovesByOrder(Protocol):
 
 
 @dataclass(frozen=True)
-class StoredMaps:
-    """Where the maps of the images that a test asks for are.
+class SampledMaps:
+    """The maps of the images that a test asks for.
 
     Args:
-        plan: the classifier and the methods.
-        split: the images.
-        rows: (N,) the sampled ones, ascending.
-        files: an attribution file for each method that holds these images, in the order of the methods.
+        extraction: the classifier and the methods.
+        rows: (N,) the sampled images, ascending; unknown where the images are not there.
+        maps: a file for each method that holds these images, by the method's name: that of extract-attribution-maps where it
+            is complete, else one of the sample.
     """
 
-    plan: Extraction
-    split: Split
-    rows: NDArray[np.int64]
-    files: Mapping[str, Path]
+    extraction: Extraction
+    rows: NDArray[np.int64] | artefacts.Unknown
+    maps: Mapping[str, Artefact[Source]]
+
+    @classmethod
+    def of(cls, run: Run, section: config.MapTest) -> "SampledMaps":
+        """What a section asks for."""
+        extraction = Extraction.of(run, section)
+        whole = {file.job.method.name: file for file in extraction.plan("test", extraction.files("test"))}
+        if not run.has_images:
+            return cls(extraction, IMAGES, whole)
+        count = len(run.dataset.split("test"))
+        rows = sample(run.config.seed, count, section.test_samples)
+        if len(rows) == count:
+            return cls(extraction, rows, whole)
+        is_whole = {
+            name: file.job.method.path == config.IMPORTED or file.status().is_complete for name, file in whole.items()
+        }
+        paths = {
+            name: file.path if is_whole[name] else file.path.with_name(f"test-{len(rows)}.h5")
+            for name, file in whole.items()
+        }
+        sampled = {file.job.method.name: file for file in extraction.plan("test", paths, rows)}
+        return cls(extraction, rows, {name: whole[name] if is_whole[name] else sampled[name] for name in whole})
+
+    @property
+    def chosen(self) -> NDArray[np.int64]:
+        """The rows, where they are known."""
+        assert isinstance(self.rows, np.ndarray)
+        return self.rows
+
+    def named_rows(self) -> Any:
+        """The rows, as an origin says them."""
+        return self.rows if isinstance(self.rows, artefacts.Unknown) else self.rows.tolist()
+
+    def contents(self) -> dict[str, Any]:
+        """What is in each method's file, for an origin."""
+        return {name: content_of(file) for name, file in self.maps.items()}
+
+    def make(self) -> dict[str, store.MapReader]:
+        """Computes the maps that are missing or stale, and opens all."""
+        run, split = self.extraction.run, self.extraction.run.dataset.split("test")
+        groups: dict[bool, list[Artefact[Source]]] = {}
+        for file in self.maps.values():
+            groups.setdefault(file.job.rows is None, []).append(file)
+        # Whole files that are complete come first: twins of the sample may be derived from them.
+        for is_whole in (True, False):
+            if is_whole in groups:
+                paths = {name: file.path for name, file in self.maps.items()}
+                self.extraction.extract(split, groups[is_whole], folder_of(run), paths)
+        readers = {name: store.MapReader(file.path) for name, file in self.maps.items()}
+        _log_accuracy(run, next(iter(readers.values())), self.chosen)
+        return readers
 
 
-def evaluate(run: Run, section: config.MapTest, test: MapTest) -> dict[str, Path]:
-    """Computes what is missing or stale of every method's scores, and summarises them.
+def plan(run: Run, section: config.MapTest, test: MapTest) -> list[Artefact[SampledMaps]]:
+    """Every method's scores of a test; `table` summarises them."""
+    sampled = SampledMaps.of(run, section)
+    contents, identity = sampled.contents(), sampled.extraction.identity()
+    shared = {
+        "model": identity,
+        "data": run.fingerprint("test"),
+        "rows": sampled.named_rows(),
+        "seed": run.config.seed,
+        **test.origin(),
+        **run.comparability(section.model),
+    }
+    folder = run.config.outdir / test.section
+    return [
+        Artefact(
+            folder / f"{name}.h5",
+            {"maps": content, **shared, **_infills(run, section, test, name, content).origin},
+            sampled,
+        )
+        for name, content in contents.items()
+    ]
+
+
+def table(run: Run, section: config.MapTest, test: MapTest, files: Sequence[Artefact[Any]]) -> Artefact[None]:
+    """The summary of a test's scores, results.csv."""
+    return Artefact(
+        run.config.outdir / test.section / "results.csv",
+        {
+            "origins": {file.path.stem: file.origin for file in files},
+            "controls": {method.name: method.control for method in section.methods()},
+            "scores": [[score.name, score.better] for score in test.scores],
+            "columns": list(LINE),
+            "code": statistics.RESULTS_VERSION,
+        },
+        None,
+    )
+
+
+def evaluate(run: Run, section: config.MapTest, test: MapTest) -> list[Artefact[SampledMaps]]:
+    """Makes what is missing or stale of every method's scores, and summarises them.
 
     Returns:
-        The file of scores of each method; those that are there only, in a dry run.
+        The files of scores.
     """
-    folder = run.config.outdir / test.section
-    stored = stored_maps(run, section)
-    files, origins = {}, {}
-    for method in stored.plan.methods:
-        maps = stored.files[method.name]
-        if not run.dry_run or maps.is_file():
-            path = folder / f"{method.name}.h5"
-            reader = store.MapReader(maps)
-            infills = _infills(run, section, test, method.name, stored.split, reader)
-            subject = Subject(stored.plan, stored.split, method, infills.found)
-            origins[method.name] = _score(section, test, subject, stored.rows, reader, path, infills.origin)
-            files[method.name] = path
-    if run.dry_run:
-        return {name: path for name, path in files.items() if path.is_file()}
-    _write_results(folder, section, test, run.config.seed, files, origins)
+    sampled = SampledMaps.of(run, section)
+    readers = sampled.make()
+    split = run.dataset.split("test")
+    methods = {method.name: method for method in sampled.extraction.methods}
+    files = plan(run, section, test)
+    for file in files:
+        if file.needs:
+            raise MissingInputError(f"{file.path}: needs {file.needs[0]}, which is not there; run what makes it first")
+    for file in files:
+        if not file.is_complete():
+            name = file.path.stem
+            infills = _infills(run, section, test, name, file.origin["maps"]).found
+            subject = Subject(sampled.extraction, split, methods[name], infills)
+            _score(section, test, subject, sampled.chosen, readers[name], file)
+    summary = table(run, section, test, files)
+    if not summary.is_complete():
+        _write_results(summary, section, test, run.config.seed, {file.path.stem: file.path for file in files})
     return files
 
 
@@ -224,10 +314,8 @@ class _Infills:
     origin: Mapping[str, Any]
 
 
-def _infills(
-    run: Run, section: config.MapTest, test: MapTest, method: str, split: Split, maps: store.MapReader
-) -> _Infills:
-    """The stored images that a section asks for in the place of fills."""
+def _infills(run: Run, section: config.MapTest, test: MapTest, method: str, maps: Any) -> _Infills:
+    """For maps of this content, the stored images that a section asks for in the place of fills; unknown in a dry run where they are not there."""
     asked = infilled.asked_by(section)
     if not asked:
         return _Infills({}, {})
@@ -236,34 +324,17 @@ def _infills(
             f"{test.section}.{next(iter(asked))}: this test removes other pixels than the first of a map's order, which are not "
             "stored; name the fill itself"
         )
-    removals = test.removals(run.dataset.size)
-    found = {name: infilled.opened(run, name, method, split, maps) for name in set(asked.values())}
-    for name, one in found.items():
-        # All that is missing is told at once, not one key after the other.
-        one.need([removal for key in removals if asked.get(key) == name for removal in removals[key]])
+    try:
+        removals = test.removals(run.dataset.size)
+        found = {name: infilled.opened(run, name, method, "test", maps) for name in set(asked.values())}
+        for name, one in found.items():
+            # All that is missing is told at once, not one key after the other.
+            one.need([removal for key in removals if asked.get(key) == name for removal in removals[key]])
+    except (MissingInputError, MapError, DataError) as error:
+        if not run.dry_run:
+            raise
+        return _Infills({}, {"infills": artefacts.Unknown(str(error))})
     return _Infills(found, {"infills": {key: found[name].content_ids(removals[key]) for key, name in asked.items()}})
-
-
-def stored_maps(run: Run, section: config.MapTest) -> StoredMaps:
-    """The maps of the sampled test images: from extract-attribution-maps where they are there, else computed and kept."""
-    plan = Extraction.of(run, section)
-    split = run.dataset.split("test")
-    rows = sample(run.config.seed, len(split), section.test_samples)
-    folder = run.config.outdir / "extract_cams"
-    files, missing = {}, []
-    for method in plan.methods:
-        path = folder / method.name / f"{split.name}.h5"
-        state = store.read_state(path)
-        if method.path == IMPORTED:
-            plan.require_imported(method, split, path)
-        elif state is None or not state.is_done(plan.origin(method, split)):
-            missing.append(method)
-            path = sampled_file(path, rows, len(split))
-        files[method.name] = path
-    if missing:
-        plan.only(missing).extract(split, files, folder, rows=None if len(rows) == len(split) else rows)
-    _log_accuracy(run, next(iter(files.values())), rows)
-    return StoredMaps(plan, split, rows, files)
 
 
 def sample(seed: int, count: int, wanted: int | None) -> NDArray[np.int64]:
@@ -273,19 +344,13 @@ def sample(seed: int, count: int, wanted: int | None) -> NDArray[np.int64]:
     return np.sort(seeding.generator(seed, "sample").permutation(count)[:wanted])
 
 
-def sampled_file(path: Path, rows: NDArray[np.int64], count: int) -> Path:
-    """Where the maps of some images only are kept, beside the file of all."""
-    return path if len(rows) == count else path.with_name(f"{path.stem}-{len(rows)}.h5")
-
-
-def _log_accuracy(run: Run, path: Path, rows: NDArray[np.int64]) -> None:
+def _log_accuracy(run: Run, reader: store.MapReader, rows: NDArray[np.int64]) -> None:
     """Says how good the classifier is on the images: scores of the maps of a bad one explain nothing."""
-    reader = store.MapReader(path) if path.is_file() else None
-    if reader is not None and run.class_names(reader.classes) == tuple(run.dataset.class_names):
+    if run.class_names(reader.classes) == tuple(run.dataset.class_names):
         chosen = np.isin(reader.index, rows)
         right = int((reader.predictions[chosen] == reader.labels[chosen]).sum())
         logger.info("the classifier is right on %d of %d images", right, len(rows))
-    elif reader is not None:
+    else:
         logger.info(
             "the classifier has %d classes of its own, the data set %d: no label says whether it is right",
             reader.classes, len(run.dataset.class_names),
@@ -298,33 +363,19 @@ def _score(
     subject: Subject,
     rows: NDArray[np.int64],
     maps: store.MapReader,
-    path: Path,
-    infills: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Makes one method's file of scores complete; returns its origin."""
+    file: Artefact[Any],
+) -> None:
+    """Makes one method's file of scores."""
     run, split = subject.run, subject.split
-    origin = {
-        "maps": maps.content_id(),
-        "model": maps.origin["model"],
-        "data": split.fingerprint,
-        "rows": rows.tolist(),
-        "seed": run.config.seed,
-        **test.origin(),
-        **infills,
-        # Named only where it is so: scores that do not compare labels with outputs have the same origin for good.
-        **({} if subject.plan.labels_are_outputs else {"labels_are_outputs": False}),
-    }
-    if is_complete(path, origin) or run.dry_run:
-        return origin
     known = [store.Column(name, "int64") for name in KNOWN]
     columns = [*known, *test.columns(run.dataset.size)]
     started = time.monotonic()
     writer = store.RowWriter(
-        path, columns, rows=len(rows), origin=origin, kind=FORMAT, rows_per_shard=section.batch_size
+        file.path, columns, rows=len(rows), origin=file.origin, kind=FORMAT, rows_per_shard=section.batch_size
     )
     missing = writer.missing()
     where = maps.rows_of(rows)
-    with runtime.progress(sum(b.stop - b.start for b in missing), f"{test.section} {path.stem}") as bar:
+    with runtime.progress(sum(b.stop - b.start for b in missing), f"{test.section} {file.path.stem}") as bar:
         for block in missing:
             images = _images(run, split, maps, where[block.start : block.stop])
             values = {name: np.array(array) for name, array in test.measure(images, subject).items()}
@@ -334,8 +385,7 @@ def _score(
             writer.write(block, {name: getattr(images, name) for name in KNOWN} | values)
             bar.update(len(images))
     writer.finish()
-    runtime.record_time(path.parent, path.stem, len(rows), started)
-    return origin
+    runtime.record_time(file.path.parent, file.path.stem, len(rows), started)
 
 
 def _images(run: Run, split: Split, maps: store.MapReader, rows: NDArray[np.int64]) -> Images:
@@ -357,17 +407,9 @@ def _images(run: Run, split: Split, maps: store.MapReader, rows: NDArray[np.int6
 
 
 def _write_results(
-    folder: Path,
-    section: config.MapTest,
-    test: MapTest,
-    seed: int,
-    files: Mapping[str, Path],
-    origins: Mapping[str, Mapping[str, Any]],
+    table: Artefact[None], section: config.MapTest, test: MapTest, seed: int, files: Mapping[str, Path]
 ) -> None:
     """One line for each method, score and setting, with its difference to the random control."""
-    origin = {"origins": origins, "columns": list(LINE)}
-    if artefacts.read_json(folder / "results.json") == {"origin": origin} and (folder / "results.csv").is_file():
-        return
     controls = {method.name: method.control for method in section.methods()}
     found = {name: list(_scores(test, path)) for name, path in files.items()}
     random = {(score.name, score.setting): score for score in found.get("random", ())}
@@ -379,8 +421,8 @@ def _write_results(
             chance = "" if useless is None else float(np.nanmean(useless)) if np.isfinite(useless).any() else ""
             line = [name, controls[name], score.name, score.setting, better[score.name], *summary, chance, *difference]
             lines.append(line)
-    artefacts.write_csv(folder / "results.csv", LINE, lines)
-    artefacts.write_json(folder / "results.json", {"origin": origin})
+    artefacts.write_csv(table.path, LINE, lines)
+    table.write(table.path)
 
 
 def _scores(test: MapTest, path: Path) -> Iterator[Scored | Pooled]:

@@ -1,4 +1,4 @@
-"""evaluate-cls: how often is the classifier right, as a whole and for each class?
+"""evaluate-cls: measure the classifier's accuracy, overall and for each class.
 
 Reads the classifier and the splits; writes evaluate_cls/results.csv (a line for each split: accuracy with its interval,
 and the plain means over classes of precision, recall and F1), classes.csv (a line for each split and class),
@@ -8,7 +8,6 @@ confusion_<split>.csv (a line for each true class, a column for each predicted o
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,8 @@ from heatproof import artefacts, config, runtime
 from heatproof.errors import ConfigError, ModelError
 from heatproof.metrics import classification, statistics
 from heatproof.models import LoadedModel
-from heatproof.stages.run import Run, model_origin, why_stale
+from heatproof.stages.plan import Artefact
+from heatproof.stages.run import Run, model_origin
 from heatproof.training import classifier
 
 logger = logging.getLogger(__name__)
@@ -26,26 +26,34 @@ LINE = ("split", "images", "accuracy", "low", "high", "precision", "recall", "f1
 CLASS_LINE = ("split", "label", "class", "images", "predicted", "precision", "recall", "f1")
 
 
-def run(run: Run) -> None:
-    """Evaluates each split, unless results of the same origin are there."""
+def plan(run: Run) -> list[Artefact[config.EvaluateCls]]:
+    """The tables of all splits."""
     section = run.config.evaluate_cls or config.EvaluateCls()
     model = section.model or _trained_here(run)
-    loaded = run.trained(model)
-    run.require_labels(model, loaded, "evaluate_cls", "take a classifier of these classes")
-    folder = run.config.outdir / "evaluate_cls"
+    known = run.identity(model)
     origin = {
-        "data": {name: run.dataset.split(name).fingerprint for name in section.splits},
-        "model": model_origin(model) | {"weights": loaded.weights_sha256},
-        "normalization": loaded.normalization.plain,
+        "data": {name: run.fingerprint(name) for name in section.splits},
+        "model": model_origin(model) | {"weights": known["weights"]},
+        "normalization": known["normalization"],
         "code": [classification.RESULTS_VERSION, classifier.RESULTS_VERSION],
     }
-    if _is_done(folder, origin) or run.dry_run:
+    return [Artefact(run.config.outdir / "evaluate_cls" / "results.csv", origin, section)]
+
+
+def run(run: Run) -> None:
+    """Evaluates each split, unless results of the same origin are there."""
+    (tables,) = plan(run)
+    section = tables.job
+    model = section.model or _trained_here(run)
+    loaded = run.classifier(model)
+    run.require_labels(model, loaded, "evaluate_cls", "take a classifier of these classes")
+    if tables.is_complete():
         return
+    folder = tables.path.parent
     started = time.monotonic()
     splits: list[str] = [*section.splits]
     confusions = {name: _confusion(run, loaded, name, section.batch_size) for name in splits}
-    _write(folder, confusions, run.dataset.class_names)
-    artefacts.write_json(folder / "results.json", {"origin": origin})
+    tables.write(*_write(folder, confusions, run.dataset.class_names))
     count = sum(int(confusion.sum()) for confusion in confusions.values())
     runtime.record_time(folder, "evaluate-cls", count, started)
 
@@ -57,20 +65,6 @@ def _trained_here(run: Run) -> config.Model:
         raise ConfigError("evaluate_cls.model is not set, and there is no section train_cls; name the classifier")
     weights = run.config.outdir / "train_cls" / "best_model.pth"
     return training.model.model_copy(update={"pretrained_weights": str(weights)})
-
-
-def _is_done(folder: Path, origin: dict[str, Any]) -> bool:
-    kept = artefacts.read_json(folder / "results.json")
-    names = ("results.csv", "classes.csv", *(f"confusion_{split}.csv" for split in origin["data"]))
-    if kept is None or not all((folder / name).is_file() for name in names):
-        logger.info("%s: to be computed", folder / "results.csv")
-        return False
-    if kept["origin"] != origin:
-        why = why_stale(kept["origin"], origin)
-        logger.info("%s: stale, to be computed again: %s", folder / "results.csv", why)
-        return False
-    logger.info("%s: complete", folder / "results.csv")
-    return True
 
 
 def _confusion(run: Run, loaded: LoadedModel, split: str, batch_size: int) -> NDArray[np.int64]:
@@ -86,7 +80,9 @@ def _confusion(run: Run, loaded: LoadedModel, split: str, batch_size: int) -> ND
     return classification.confusion_matrix(examples.split.labels, predictions, classes)
 
 
-def _write(folder: Path, confusions: dict[str, NDArray[np.int64]], class_names: tuple[str, ...]) -> None:
+def _write(folder: Path, confusions: dict[str, NDArray[np.int64]], class_names: tuple[str, ...]) -> list[Path]:
+    """Writes all tables; returns their files."""
+    files = [folder / "results.csv", folder / "classes.csv"]
     lines, class_lines = [], []
     for split, confusion in confusions.items():
         images, right = int(confusion.sum()), int(np.trace(confusion))
@@ -100,6 +96,8 @@ def _write(folder: Path, confusions: dict[str, NDArray[np.int64]], class_names: 
         ):
             class_lines.append([split, label, name, *own, *each])
         rows = ([name, *row] for name, row in zip(class_names, confusion.tolist(), strict=True))
-        artefacts.write_csv(folder / f"confusion_{split}.csv", ("true", *class_names), rows)
+        files.append(folder / f"confusion_{split}.csv")
+        artefacts.write_csv(files[-1], ("true", *class_names), rows)
     artefacts.write_csv(folder / "classes.csv", CLASS_LINE, class_lines)
     artefacts.write_csv(folder / "results.csv", LINE, lines)
+    return files

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from heatproof import artefacts, plugins, runtime, seeding, threads
+from heatproof import artefacts, plugins, records, runtime, seeding, threads
 from heatproof.datasets import listed, pictures, trees
 from heatproof.errors import ConfigError, DataError, InputError, ModelError, PluginError, nearest
 from heatproof.methods import catalogue
@@ -181,7 +181,7 @@ def _subject(request: Request, device: torch.device) -> _Subject:
     file = Path(request.weights) if request.weights not in ("DEFAULT", "random") else None
     if file is None and request.weights == "DEFAULT" and not _has_library(request.model):
         raise ModelError(f"{request.model}: has no weights of its own; name a file with --weights FILE")
-    kept = _kept_beside(file)
+    kept = {} if file is None else records.beside(file)
     trained = kept.get("origin", {}).get("model", {})
     same = trained if trained.get("arch") == request.model else {}
     building = {name: same.get(name) for name in ("constructor_args", "transformer")}
@@ -230,12 +230,6 @@ def _pixels(request: Request, loaded: LoadedModel, library: Preparation | None) 
 
 def _has_library(arch: str) -> bool:
     return arch.startswith(("timm:", "hf:", "torchvision."))
-
-
-def _kept_beside(weights: Path | None) -> dict[str, Any]:
-    """What train-cls wrote beside the weights."""
-    kept = None if weights is None else artefacts.read_json(weights.with_suffix(".json"))
-    return kept if isinstance(kept, dict) else {}
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""extract-attribution-maps: computes each method's maps once, into one attribution file for each split.
+"""extract-attribution-maps: compute the maps of every attribution method, once.
 
 Reads the data set and the trained classifier; writes extract_cams/<method>/<split>.h5. The images of a block are
 read and classified once for all methods. Killed, it goes on from the last block.
@@ -9,7 +9,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,31 +19,60 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from heatproof import artefacts, config, removal, runtime, seeding, store
+from heatproof import artefacts, config, records, removal, runtime, seeding, store
+from heatproof.config import IMPORTED
 from heatproof.datasets import Split
 from heatproof.errors import DataError, MapError, MissingInputError, ModelError
 from heatproof.methods.explainer import Explained, Explainer
 from heatproof.models import LoadedModel
-from heatproof.models.probabilities import kind_of
 from heatproof.stages import twins
-from heatproof.stages.run import Run, model_origin
+from heatproof.stages.plan import Artefact
+from heatproof.stages.run import SPLITS, Run, identity_of, model_origin
 from heatproof.store.maps import MapDtype
 from heatproof.store.writer import Consolidate
 
 logger = logging.getLogger(__name__)
-SPLITS = ("train", "validation", "test")
 Explain = Callable[[Tensor, Tensor, Tensor], Explained]
-IMPORTED = "imported"  # in the place of a dotted path: the maps come through import-maps
 ROWS_PER_BLOCK = 1024  # what a kill costs at most, for each method
+
+
+def plan(run: Run) -> list[Artefact["Source"]]:
+    """Every method's maps of every split that is there."""
+    section = config.section(run.config, "extract_cams", config.ExtractCams)
+    extraction = Extraction.of(run, section)
+    return [artefact for split in run.splits for artefact in extraction.plan(split, extraction.files(split))]
 
 
 def run(run: Run) -> None:
     """Computes what is missing or stale of every method's maps, for all splits that are there."""
-    section = config.section(run.config, "extract_cams", config.ExtractCams)
-    plan = Extraction.of(run, section)
-    for name in run.dataset.splits:
-        folder = run.config.outdir / "extract_cams"
-        plan.extract(run.dataset.split(name), {m.name: folder / m.name / f"{name}.h5" for m in plan.methods}, folder)
+    extraction = Extraction.of(run, config.section(run.config, "extract_cams", config.ExtractCams))
+    for name in run.splits:
+        extraction.extract(run.dataset.split(name), extraction.plan(name, extraction.files(name)), folder_of(run))
+
+
+def folder_of(run: Run) -> Path:
+    """Where maps are kept, and their times."""
+    return run.config.outdir / "extract_cams"
+
+
+def file_of(run: Run, method: str, split: str) -> Path:
+    """Where a method's maps of a whole split are kept."""
+    return folder_of(run) / method / f"{split}.h5"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an artefact's maps come from: a method, for some images of a split.
+
+    Args:
+        method: the method.
+        split: name of the split.
+        rows: indices of the images; None means all, also where they are not known.
+    """
+
+    method: Explainer
+    split: str
+    rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,10 +80,12 @@ class Extraction:
     """A classifier, the methods that explain it, and how their maps are kept.
 
     Stages that need maps of some images only (LeRF of a sample) use it with their own `rows`.
+
+    Args:
+        given: another classifier than the section's, which may have been made from it.
     """
 
     run: Run
-    loaded: LoadedModel
     model: config.Model
     methods: Sequence[Explainer]
     target: str
@@ -62,48 +93,88 @@ class Extraction:
     ties: Literal["random", "index"]
     batch_size: int
     consolidate: Consolidate
+    given: LoadedModel | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(cls, run: Run, section: config.ExtractCams | config.MapTest) -> "Extraction":
         """What a section asks for, checked before any work is done."""
         methods = [explainer(method) for method in section.methods()]
         for method in methods:
-            if is_called(method):
+            if is_called(method) and not run.is_reading:
                 method.check()
-        loaded = run.trained(section.model)
-        if section.target == "label":
-            run.require_labels(section.model, loaded, "target: label", "set target: predicted")
         consolidate: Consolidate = section.consolidate if isinstance(section, config.ExtractCams) else "auto"
-        return cls(
-            run,
-            loaded,
-            section.model,
-            methods,
-            section.target,
-            section.dtype,
-            section.ties,
-            section.batch_size,
-            consolidate,
+        found = cls(
+            run, section.model, methods, section.target, section.dtype, section.ties, section.batch_size, consolidate
         )
+        if not run.dry_run:
+            _ = found.loaded  # what is wrong with it shows before anything is computed
+        return found
+
+    @functools.cached_property
+    def loaded(self) -> LoadedModel:
+        """The classifier, in eval mode on the run's device; its labels are checked where they are explained."""
+        if self.given is not None:
+            return self.given
+        loaded = self.run.classifier(self.model)
+        if self.target == "label":
+            self.run.require_labels(self.model, loaded, "target: label", "set target: predicted")
+        return loaded
+
+    def identity(self) -> dict[str, Any]:
+        """The classifier, as an origin says it."""
+        if self.given is None:
+            return model_origin(self.model) | self.run.identity(self.model)
+        return model_origin(self.model) | identity_of(self.given)
+
+    def files(self, split: str) -> dict[str, Path]:
+        """Where each method's maps of a whole split are kept."""
+        return {method.name: file_of(self.run, method.name, split) for method in self.methods}
+
+    def plan(
+        self, split: str, paths: Mapping[str, Path], rows: NDArray[np.int64] | artefacts.Unknown | None = None
+    ) -> list[Artefact[Source]]:
+        """The maps of a split, for each method.
+
+        Args:
+            split: its name.
+            paths: where each method's file goes.
+            rows: indices of the images that are wanted; None means all.
+        """
+        chosen = rows if isinstance(rows, np.ndarray) else None
+        return [
+            Artefact(
+                paths[method.name],
+                self.origin(method, split, rows, self._source(method, split, paths)),
+                Source(method, split, chosen),
+                "imported" if method.path == IMPORTED else "computed",
+            )
+            for method in self.methods
+        ]
+
+    def _source(self, method: Explainer, split: str, paths: Mapping[str, Path]) -> Path | None:
+        """The file that a twin is derived from."""
+        if not twins.is_twin(method.path):
+            return None
+        name = twins.source_of(method).name
+        return paths.get(name) or file_of(self.run, name, split)
 
     def origin(
-        self, method: Explainer, split: Split, rows: NDArray[np.int64] | None = None, source: Path | None = None
+        self,
+        method: Explainer,
+        split: str,
+        rows: NDArray[np.int64] | artefacts.Unknown | None = None,
+        source: Path | None = None,
     ) -> dict[str, Any]:
-        """What a method's maps of a split depend on; a twin's depend on the `source`, by default extract_cams' file."""
-        normalization, kind = self.loaded.normalization, kind_of(self.loaded.module)
-        made_from = {}
-        if twins.is_twin(method.path):
-            folder = self.run.config.outdir / "extract_cams" / twins.source_of(method).name
-            made_from["source"] = twins.content_of(source or folder / f"{split.name}.h5")
+        """What a method's maps of a split depend on; a twin's depend on the file `source`."""
+        made_from: dict[str, Any] = {}
+        if source is not None:
+            made_from["source"] = _content_id(source)
+        if method.path == IMPORTED:
+            made_from["imported"] = artefacts.Unknown(f"heatproof import-maps for {method.name}", is_there=True)
         return made_from | {
-            "data": split.fingerprint,
-            "rows": "all" if rows is None else rows.tolist(),
-            "model": model_origin(self.model)
-            | {
-                "weights": self.loaded.weights_sha256,
-                "normalization": normalization.plain,
-                **({} if kind == "softmax" else {"probabilities": kind}),
-            },
+            "data": self.run.fingerprint(split),
+            "rows": "all" if rows is None else rows if isinstance(rows, artefacts.Unknown) else rows.tolist(),
+            "model": self.identity(),
             "method": {
                 "path": method.path,
                 "kwargs": artefacts.with_content(method.options),
@@ -114,7 +185,7 @@ class Extraction:
             "target": self.target,
             "dtype": self.dtype,
             "ties": self.ties,
-            "seed": seeding.of_split(self.run.config.seed, split.name),
+            "seed": seeding.of_split(self.run.config.seed, split),
         }
 
     def only(self, methods: Sequence[Explainer]) -> "Extraction":
@@ -134,40 +205,41 @@ class Extraction:
             return int(self.loaded.module(self._images(blank)).shape[1])
 
     def extract(
-        self, split: Split, paths: Mapping[str, Path], timing: Path, rows: NDArray[np.int64] | None = None
+        self, split: Split, files: Sequence[Artefact[Source]], timing: Path, others: Mapping[str, Path] | None = None
     ) -> None:
-        """Makes the files of `paths` (one for each method) complete.
+        """Makes the files of maps of a split complete; twins last, from their sources.
 
         Args:
             split: the images.
-            paths: where each method's file goes.
+            files: as `plan` lists them; they have the same rows.
             timing: folder of timing.csv.
-            rows: indices of the images that are wanted; None means all.
+            others: files of methods that are not among these, from which twins may be derived.
         """
-        own = [m for m in self.methods if not twins.is_twin(m.path)]
-        missing = [m for m in own if not self._is_there(m, split, paths[m.name], rows)]
-        if missing and not self.run.dry_run:
-            self._compute(missing, split, paths, timing, rows)
-        for twin in (m for m in self.methods if twins.is_twin(m.path)):
-            self._derive(twin, split, paths[twin.name], paths[twins.source_of(twin).name], timing, rows)
+        own = [file for file in files if not twins.is_twin(file.job.method.path)]
+        missing = [file for file in own if not self._is_there(file)]
+        if missing:
+            self._compute(missing, split, timing)
+        paths = {**(others or {}), **{file.job.method.name: file.path for file in files}}
+        for twin in (file for file in files if twins.is_twin(file.job.method.path)):
+            method, rows = twin.job.method, twin.job.rows
+            source = self._source(method, split.name, paths)
+            # Its source may just have been made.
+            known = dataclasses.replace(twin, origin=self.origin(method, split.name, rows, source))
+            if source is not None and not known.is_complete():
+                self._derive(known, split, source, timing)
 
-    def _compute(
-        self,
-        missing: Sequence[Explainer],
-        split: Split,
-        paths: Mapping[str, Path],
-        timing: Path,
-        rows: NDArray[np.int64] | None,
-    ) -> None:
+    def _compute(self, missing: Sequence[Artefact[Source]], split: Split, timing: Path) -> None:
+        rows = missing[0].job.rows
         indices = np.arange(len(split)) if rows is None else rows
-        writers = [self.writer(m, split, paths[m.name], self.origin(m, split, rows), len(indices)) for m in missing]
-        explains = [self.bind(method, split) for method in missing]
+        writers = [self.writer(file, split, len(indices)) for file in missing]
+        methods = [file.job.method for file in missing]
+        explains = [self.bind(method, split) for method in methods]
         todo = sorted({block for writer in writers for block in writer.missing()})
         total = sum(block.stop - block.start for writer in writers for block in writer.missing())
         with runtime.progress(total, f"maps of {split.name}") as bar:
             for block in todo:
                 shared = self.intact(split, indices[block.start : block.stop])
-                for method, writer, explain in zip(missing, writers, explains, strict=True):
+                for method, writer, explain in zip(methods, writers, explains, strict=True):
                     if block in writer.missing():
                         started = time.monotonic()
                         bar.set_postfix_str(method.name, refresh=False)
@@ -177,19 +249,15 @@ class Extraction:
         for writer in writers:
             writer.finish()
 
-    def _derive(
-        self, twin: Explainer, split: Split, path: Path, source: Path, timing: Path, rows: NDArray[np.int64] | None
-    ) -> None:
-        """Makes a twin's file complete from its source's, which the methods before it have made."""
-        origin = self.origin(twin, split, rows, source)
-        if is_complete(path, origin) or self.run.dry_run:
-            return
+    def _derive(self, twin: Artefact[Source], split: Split, source: Path, timing: Path) -> None:
+        """Makes a twin's file from its source's."""
         started = time.monotonic()
+        method, rows = twin.job.method, twin.job.rows
         reader = store.MapReader(source)
-        derived = twins.Twin(twins.kind_of(twin.path), reader)
+        derived = twins.Twin(twins.kind_of(method.path), reader)
         taken = reader.rows_of(np.arange(len(split)) if rows is None else rows)
-        writer = self.writer(twin, split, path, origin, len(taken))
-        with runtime.progress(len(taken), f"{twin.name} of {split.name}") as bar:
+        writer = self.writer(twin, split, len(taken))
+        with runtime.progress(len(taken), f"{method.name} of {split.name}") as bar:
             for block in writer.missing():
                 chosen = taken[block.start : block.stop]
                 maps, ranks = derived.maps(chosen), derived.ranks(chosen)
@@ -207,7 +275,7 @@ class Extraction:
                 )
                 bar.update(len(chosen))
         writer.finish()
-        runtime.record_time(timing, f"{twin.name}/{split.name}", len(taken), started)
+        runtime.record_time(timing, f"{method.name}/{split.name}", len(taken), started)
 
     def bind(self, method: Explainer, split: Split) -> Explain:
         """A method at work on the classifier: normalised images, targets and indices in the split -> maps."""
@@ -222,37 +290,21 @@ class Extraction:
             "classifier_sha256": self.loaded.weights_sha256,
         }
 
-    def _is_there(self, method: Explainer, split: Split, path: Path, rows: NDArray[np.int64] | None) -> bool:
-        if method.path != IMPORTED:
-            return is_complete(path, self.origin(method, split, rows))
-        self.require_imported(method, split, path)
-        return True
+    def _is_there(self, file: Artefact[Source]) -> bool:
+        if file.job.method.path == IMPORTED:
+            require_imported(file)
+            return True
+        return file.is_complete()
 
-    def require_imported(self, method: Explainer, split: Split, path: Path) -> None:
-        """Checks that the maps of an imported method are there, for these images and this classifier.
-
-        Raises:
-            MapError: they are not, and only `heatproof import-maps` can make them.
-        """
-        state = store.read_state(path)
-        if state is None or not state.complete or state.origin is None:
-            raise MapError(f"{path}: not there, or not complete; make it with heatproof import-maps")
-        wanted = self.origin(method, split) | {"imported": state.origin.get("imported")}
-        if not state.is_done(wanted):
-            changed = "; ".join(state.differences(wanted)[:3])
-            raise MapError(f"{path}: stale ({changed}); make it again with heatproof import-maps")
-
-    def writer(
-        self, method: Explainer, split: Split, path: Path, origin: dict[str, Any], rows: int | None = None
-    ) -> store.MapWriter:
+    def writer(self, file: Artefact[Source], split: Split, rows: int) -> store.MapWriter:
         """Opens a method's file for writing; what was written of it before is kept."""
         names = tuple(self.run.dataset.class_names)
         return store.MapWriter(
-            path,
-            origin=origin,
-            method=method.name,
+            file.path,
+            origin=file.origin,
+            method=file.job.method.name,
             split=split.name,
-            rows=len(split) if rows is None else rows,
+            rows=rows,
             size=self.run.dataset.size,
             classes=self.class_count,
             label_classes=None if self.run.class_names(self.class_count) == names else len(names),
@@ -349,14 +401,27 @@ class IntactImages:
     logits: NDArray[np.float32]
 
 
-def maps_of(run: Run, method: str, split: Split) -> store.MapReader:
+def require_imported(file: Artefact[Source]) -> None:
+    """Checks that the maps of an imported method are there, for these images and this classifier.
+
+    Raises:
+        MapError: they are not, and only `heatproof import-maps` can make them.
+    """
+    found = file.status()
+    if found.state == "stale":
+        raise MapError(f"{file.path}: stale ({found.why}); make it again with heatproof import-maps")
+    if not found.is_complete:
+        raise MapError(f"{file.path}: not there, or not complete; make it with heatproof import-maps")
+
+
+def maps_of(file: Artefact[Source], split: Split) -> store.MapReader:
     """A method's maps of a whole split, in its order.
 
     Raises:
         MissingInputError: they are not there.
-        MapError: they are not complete, or of other images.
+        MapError: they are not complete, of other images, or not those that the configuration asks for.
     """
-    path = run.config.outdir / "extract_cams" / method / f"{split.name}.h5"
+    path = file.path
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file of maps; run extract-attribution-maps first")
     reader = store.MapReader(path)
@@ -366,7 +431,66 @@ def maps_of(run: Run, method: str, split: Split) -> store.MapReader:
         raise MapError(f"{path}: maps of other data than the configuration's; run extract-attribution-maps")
     if reader.rows != rows or not np.array_equal(reader.index, np.arange(rows)):
         raise MapError(f"{path}: {reader.rows} rows that are not the split's {rows} images in order")
+    if not (found := file.status()).is_complete:
+        raise MapError(f"{path}: {found.state} ({found.why}); run extract-attribution-maps")
     return reader
+
+
+def _content_id(path: Path) -> Any:
+    """What is in a complete file of maps, whatever it was made from; unknown before it is there."""
+    state = store.read_state(path, store.FORMAT)
+    if state is None or state.damage or not state.complete or store.damage_of(path):
+        return artefacts.Unknown(str(path))
+    return store.MapReader(path).content_id()
+
+
+TO_BE_MADE_ANEW = "to be made anew"
+
+
+def content_of(file: Artefact[Source]) -> Any:
+    """What is in a file of maps, for the origin of what is made from it.
+
+    Unknown where it is not there, or damaged: made again, it holds the same. A stale one will hold something else.
+    """
+    found = file.status()
+    if found.state == "stale":
+        return TO_BE_MADE_ANEW
+    return store.MapReader(file.path).content_id() if found.is_complete else artefacts.Unknown(str(file.path))
+
+
+def kept_files(run: Run, methods: Sequence[config.AttributionMethod]) -> dict[tuple[str, str], Artefact[Source]]:
+    """The files of maps of extract_cams, by method and split, for stages that read them and load no classifier.
+
+    Of methods that the section does not have, all that is known is whose images they are to explain.
+    """
+    view = run.view(is_reading=run.is_reading)
+    section = run.config.extract_cams
+    known: dict[tuple[str, str], Artefact[Source]] = {}
+    if section is not None:
+        extraction = Extraction.of(view, section)
+        planned = [file for split in SPLITS for file in extraction.plan(split, extraction.files(split))]
+        known = {(file.job.method.name, file.job.split): file for file in planned}
+    for method in methods:
+        for split in SPLITS:
+            if (method.name, split) not in known:
+                source = Source(explainer(method), split)
+                known[method.name, split] = Foreign(
+                    file_of(run, method.name, split), {"data": run.fingerprint(split)}, source
+                )
+    return known
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign(Artefact[Source]):
+    """Maps that no section of the configuration says how to make: only what `origin` names is compared."""
+
+    def status(self) -> records.Status:
+        """How it stands."""
+        state = store.read_state(self.path)
+        if state is None or state.origin is None:
+            return super().status()
+        wanted = {**state.origin, **self.origin}
+        return Artefact(self.path, wanted, self.job).status()
 
 
 def explainer(method: config.AttributionMethod) -> Explainer:
@@ -391,23 +515,6 @@ def ranked(
     # The writer marks invalid rows; here they only must not stop the others.
     clean = np.where(invalid[:, None, None], np.float32(0), maps)
     return removal.ranks(removal.orders(clean, ties=ties, keys=keys), size=maps.shape[1:])
-
-
-def is_complete(path: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a row file needs nothing more; what it needs goes to the log."""
-    state = store.read_state(path)
-    if state is None:
-        logger.info("%s: to be computed", path)
-    elif state.damage:
-        logger.info("%s; to be computed again", state.damage)
-    elif state.differences(wanted):
-        logger.info("%s: stale, to be computed again: %s", path, "; ".join(state.differences(wanted)[:3]))
-    elif not state.complete:
-        logger.info("%s: %d of %d rows; to be continued", path, state.rows_done, state.rows)
-    else:
-        logger.info("%s: complete", path)
-        return True
-    return False
 
 
 def _code(method: Explainer) -> Any:

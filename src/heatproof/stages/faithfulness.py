@@ -1,4 +1,4 @@
-"""faithfulness: do a map's values say how far the score falls without the pixels? No retraining.
+"""faithfulness: region perturbation, pixel flipping and faithfulness correlations, without retraining.
 
 Reads each method's stored maps; writes faithfulness/<method>.h5 (per image what the map claims of each removal, and the
 scores that the classifier gave) and results.csv. Which of the tests run is set in the section; they share what they can: a

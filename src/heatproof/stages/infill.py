@@ -1,4 +1,4 @@
-"""infill: fills the holes that maps cut into images, once, for all stages that remove the same pixels.
+"""infill: fill the holes that maps cut into images, once for all tests that remove the same pixels.
 
 Reads the data set and extract_cams/<method>/<split>.h5; writes infill/<infiller>/<method>/<percentile>/<split>.h5 (with
 `_least` behind the percentile where the least important pixels go first): the removed pixels' new values, as bytes. A
@@ -21,21 +21,58 @@ from heatproof import artefacts, config, plugins, removal, runtime, seeding, sto
 from heatproof.datasets import Split
 from heatproof.errors import ConfigError
 from heatproof.models import Normalization
-from heatproof.stages.extract import is_complete, maps_of
-from heatproof.stages.run import Run, build_fill, means_for
+from heatproof.stages.extract import content_of, kept_files, maps_of
+from heatproof.stages.plan import Artefact
+from heatproof.stages.run import Run, build_fill, means_origin
 
 logger = logging.getLogger(__name__)
 RESULTS_VERSION = 1
 ROWS_PER_BLOCK = 256  # what a kill costs at most, for each file
 
 
+@dataclass(frozen=True)
+class Holes:
+    """What one file holds: whose maps cut which holes into the images of a split, and what fills them."""
+
+    entry: config.Infiller
+    method: str
+    split: str
+    percentile: float
+    first: removal.First
+
+
+def plan(run: Run) -> list[Artefact[Holes]]:
+    """The infilled images of every split, infiller, method, end of the order and percentile."""
+    section = config.section(run.config, "infill", config.Infill)
+    return [file for split in run.splits if split in section.splits for file in _plan(run, section, split)]
+
+
 def run(run: Run) -> None:
     """Computes what is missing or stale, split by split."""
     section = config.section(run.config, "infill", config.Infill)
     _check(run, section)
-    for name in section.splits:
-        if name in run.dataset.splits:
+    for name in run.splits:
+        if name in section.splits:
             _fill_split(run, section, run.dataset.split(name))
+
+
+def _plan(run: Run, section: config.Infill, split: str) -> Iterator[Artefact[Holes]]:
+    maps = kept_files(run, section.methods())
+    for entry in section.infillers:
+        made_by = infiller_origin(run, entry, split)
+        for method in section.methods():
+            shared = {
+                "data": run.fingerprint(split),
+                "maps": content_of(maps[method.name, split]),
+                "infiller": made_by,
+                "orders": plugins.code_version(removal.ranks),
+            }
+            for first in section.orders:
+                for percentile in section.percentiles:
+                    name = f"{percentile:g}" if first == "most" else f"{percentile:g}_least"
+                    path = folder_of(run, entry.name, method.name) / name / f"{split}.h5"
+                    holes = Holes(entry, method.name, split, percentile, first)
+                    yield Artefact(path, shared | {"percentile": percentile, "first": first}, holes)
 
 
 def folder_of(run: Run, infiller: str, method: str) -> Path:
@@ -47,9 +84,9 @@ def infiller_origin(run: Run, entry: config.Infiller, split: str) -> dict[str, A
     """What an infiller's answers depend on, apart from images and holes."""
     target = removal.named_fill(entry.infiller)
     return {
-        "infiller": entry.infiller,
+        "infiller": removal.fill_name(entry.infiller) or entry.infiller,
         "kwargs": artefacts.with_content(entry.kwargs),
-        "means": means_for(run, entry.infiller, lambda: _normalization(run)),
+        "means": means_origin(run, entry.infiller, lambda: _normalization(run)),
         "seed": seeding.of_split(run.config.seed, split) if plugins.wants(target, "seed") else None,
         "code": [RESULTS_VERSION, plugins.code_version(target)],
     }
@@ -91,7 +128,7 @@ def _fill_split(run: Run, section: config.Infill, split: Split) -> None:
     files = list(_files(run, section, split))
     total = sum(block.stop - block.start for file in files for block in file.todo)
     started = time.monotonic()
-    if files and not run.dry_run:
+    if files:
         with runtime.progress(total, f"infill {split.name}") as bar:
             for block in sorted({block for file in files for block in file.todo}):
                 # Read once for all files that want it.
@@ -108,35 +145,31 @@ def _fill_split(run: Run, section: config.Infill, split: Split) -> None:
 
 def _files(run: Run, section: config.Infill, split: Split) -> Iterator[_File]:
     """What is missing or stale of a split."""
-    for entry in section.infillers:
-        made_by = infiller_origin(run, entry, split.name)
-        fill: removal.Fill | None = None
-        for method in section.methods():
-            maps = maps_of(run, method.name, split)
-            origin = {"data": split.fingerprint, "maps": maps.content_id(), "infiller": made_by}
-            for first in section.orders:
-                for percentile in section.percentiles:
-                    name = f"{percentile:g}" if first == "most" else f"{percentile:g}_least"
-                    path = folder_of(run, entry.name, method.name) / name / f"{split.name}.h5"
-                    wanted = origin | {
-                        "percentile": percentile,
-                        "first": first,
-                        "orders": plugins.code_version(removal.ranks),
-                    }
-                    if is_complete(path, wanted) or run.dry_run:
-                        continue
-                    fill = fill or _built(run, entry, split.name)
-                    fraction = percentile / 100
-                    writer = store.InfillWriter(
-                        path,
-                        rows=len(split),
-                        channels=run.dataset.channels,
-                        removed=removal.count(fraction, maps.size[0] * maps.size[1]),
-                        origin=wanted,
-                        attributes={"infiller": entry.name, "method": method.name, "split": split.name, "first": first},
-                        rows_per_block=min(store.rows_per_shard(maps.size), ROWS_PER_BLOCK),
-                    )
-                    yield _File(path, maps, fill, fraction, first, writer, writer.missing())
+    fills: dict[str, removal.Fill] = {}
+    files = kept_files(run, section.methods())
+    for file in _plan(run, section, split.name):
+        holes = file.job
+        maps = maps_of(files[holes.method, split.name], split)
+        if file.is_complete():
+            continue
+        if holes.entry.name not in fills:
+            fills[holes.entry.name] = _built(run, holes.entry, split.name)
+        fraction = holes.percentile / 100
+        writer = store.InfillWriter(
+            file.path,
+            rows=len(split),
+            channels=run.dataset.channels,
+            removed=removal.count(fraction, maps.size[0] * maps.size[1]),
+            origin=file.origin,
+            attributes={
+                "infiller": holes.entry.name,
+                "method": holes.method,
+                "split": split.name,
+                "first": holes.first,
+            },
+            rows_per_block=min(store.rows_per_shard(maps.size), ROWS_PER_BLOCK),
+        )
+        yield _File(file.path, maps, fills[holes.entry.name], fraction, holes.first, writer, writer.missing())
 
 
 def _check(run: Run, section: config.Infill) -> None:
@@ -167,4 +200,4 @@ def _built(run: Run, entry: config.Infiller, split: str) -> removal.Fill:
 def _normalization(run: Run) -> Normalization:
     """Of the classifier that is explained, where the configuration says which; else of the data."""
     extraction = run.config.extract_cams
-    return run.statistics if extraction is None else run.trained(extraction.model).normalization
+    return run.statistics if extraction is None else run.classifier(extraction.model).normalization

@@ -12,11 +12,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from heatproof import artefacts, config, removal, store
-from heatproof.datasets import Split
 from heatproof.errors import ConfigError, InputError, MapError, MissingInputError, nearest
 from heatproof.removal.pixels import as_float, by_channel
 from heatproof.stages import infill
-from heatproof.stages.run import Run, why_stale
+from heatproof.stages.run import Run
 
 PREFIX = "infill:"
 Removal = tuple[float, removal.First]
@@ -100,8 +99,8 @@ class InfillFill:
         return pixels.masked_scatter(holes.expand_as(pixels), stored.to(pixels.dtype).div_(255.0))
 
 
-def opened(run: Run, infiller: str, method: str, split: Split, maps: store.MapReader) -> StoredInfill:
-    """The infilled images that are there for these maps; what is stale or incomplete counts as not there.
+def opened(run: Run, infiller: str, method: str, split: str, maps: Any) -> StoredInfill:
+    """The infilled images that are there for maps of this content; what is stale or incomplete counts as not there.
 
     Raises:
         ConfigError: the configuration's section infill has no such infiller.
@@ -109,24 +108,25 @@ def opened(run: Run, infiller: str, method: str, split: Split, maps: store.MapRe
         MapError: all that is there belongs to other maps, images, or another infiller.
     """
     folder = infill.folder_of(run, infiller, method)
-    wanted = {"data": split.fingerprint, "maps": maps.content_id(), **_made_by(run, infiller, split.name)}
+    wanted = {"data": run.fingerprint(split), "maps": maps, **_made_by(run, infiller, split)}
     files: dict[tuple[int, str], Path] = {}
     stale = ""
-    for path in sorted(folder.glob(f"*/{split.name}.h5")):
+    for path in sorted(folder.glob(f"*/{split}.h5")):
         state = store.read_state(path)
         if state is None or state.damage or not state.complete or state.origin is None:
             continue
         found = {key: state.origin.get(key) for key in wanted}
-        if artefacts.differences(found, wanted):
-            stale = stale or f"{path}: {why_stale(found, wanted)}"
+        if changed := artefacts.differences(found, wanted):
+            stale = stale or f"{path}: {'; '.join(changed[:3])}"
             continue
         reader = _reader(path)
         files[reader.removed, reader.first] = path
     if not files and stale:
         raise MapError(f"{stale}: infilled images of something else; run infill again")
     if not files:
-        raise MissingInputError(f"{folder}: no infilled images of {split.name}; run infill first")
-    return StoredInfill(folder, split.name, maps.size[0] * maps.size[1], files)
+        raise MissingInputError(f"{folder}: no infilled images of {split}; run infill first")
+    height, width = run.dataset.size
+    return StoredInfill(folder, split, height * width, files)
 
 
 def check_known(run: Run, infiller: str) -> None:

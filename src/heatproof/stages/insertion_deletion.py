@@ -1,5 +1,6 @@
-"""insertion-deletion: RISE's causal metric, with start images of one's choice, pixel by pixel or in whole patches.
+"""insertion-deletion: insertion and deletion: put pixels into a start image or remove them, without retraining.
 
+RISE's causal metric, with start images of one's choice, pixel by pixel or in whole patches.
 Deletion goes from the image to `deletion_fill` (zeros after the normalisation, as in RISE), insertion from
 `insertion_fill` (RISE's blur of the image) to the image; the most important pixels come or go first. Scores are those of
 the map file's target: by default the class that the classifier predicts for the untouched image, fixed once, as in

@@ -1,37 +1,40 @@
 """What the stages that train beside the classifier left to be told: how good is it, and what was learnt to explain and to fill."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from heatproof import artefacts
 from heatproof.report.wording import interval, number, percent
-
-FILES = (
-    "evaluate_cls/results.csv", "train_diffmask/best_model.json", "train_masker/fix/masker.json",
-    "train_masker/ca/masker.json", "train_infiller/results.csv",
-)  # fmt: skip
-"""What is read, below `outdir`."""
+from heatproof.stages.results import Planned
 
 
-def told(outdir: Path) -> Iterator[tuple[str, str]]:
-    """Subject and sentence for each result that is there."""
-    for row in artefacts.read_csv(outdir / "evaluate_cls" / "results.csv"):
-        accuracy, low, high = (float(row[name]) for name in ("accuracy", "low", "high"))
-        yield (
-            f"Classifier, {row['split']} images",
-            f"right on {percent(accuracy, 2)} of {int(row['images']):,} {interval(100 * low, 100 * high, 2)}",
-        )
-    if scores := _scores(outdir / "train_diffmask" / "best_model.json"):
-        yield "DiffMask", _of_diffmask(scores)
-    for form in ("fix", "ca"):
-        last = (artefacts.read_json(outdir / "train_masker" / form / "masker.json") or {}).get("last")
-        if last:
-            yield f"Masker, {form.upper()}", _of_masker(last)
-    rows = [row for row in artefacts.read_csv(outdir / "train_infiller" / "results.csv") if row["score"] == "psnr"]
-    for kind in dict.fromkeys(row["holes"] for row in rows):
-        means = [f"{row['fill']} {number(float(row['mean']), 2)}" for row in rows if row["holes"] == kind]
-        yield f"Fills of {kind}", f"PSNR in the holes of test images, in dB, higher is better: {', '.join(means)}"
+def told(stages: Mapping[str, Planned], outdir: Path) -> Iterator[tuple[str, str]]:
+    """Subject and sentence for each result that can be shown.
+
+    Args:
+        stages: of a run, by their commands.
+        outdir: its folder.
+    """
+    if planned := stages.get("evaluate-cls"):
+        for row in planned.table(outdir / "evaluate_cls" / "results.csv"):
+            accuracy, low, high = (float(row[name]) for name in ("accuracy", "low", "high"))
+            yield (
+                f"Classifier, {row['split']} images",
+                f"right on {percent(accuracy, 2)} of {int(row['images']):,} {interval(100 * low, 100 * high, 2)}",
+            )
+    if planned := stages.get("train-diffmask"):
+        kept = planned.content(outdir / "train_diffmask" / "best_model.pth")
+        # Of the test images, where there are any, else of the validation images.
+        if scores := kept.get("test") or kept.get("validation"):
+            yield "DiffMask", _of_diffmask(scores)
+    if planned := stages.get("train-masker"):
+        for form in ("fix", "ca"):
+            if last := planned.content(outdir / "train_masker" / form / "masker.pth").get("last"):
+                yield f"Masker, {form.upper()}", _of_masker(last)
+    if planned := stages.get("train-infiller"):
+        rows = [row for row in planned.table(outdir / "train_infiller" / "results.csv") if row["score"] == "psnr"]
+        for kind in dict.fromkeys(row["holes"] for row in rows):
+            means = [f"{row['fill']} {number(float(row['mean']), 2)}" for row in rows if row["holes"] == kind]
+            yield f"Fills of {kind}", f"PSNR in the holes of test images, in dB, higher is better: {', '.join(means)}"
 
 
 def _of_diffmask(scores: dict[str, float]) -> str:
@@ -48,9 +51,3 @@ def _of_masker(last: dict[str, float]) -> str:
         f"{percent(last['validation_in_accuracy'])} are right, with what is left {percent(last['validation_out_accuracy'])}, "
         f"intact {percent(last['validation_accuracy'])}"
     )
-
-
-def _scores(path: Path) -> dict[str, float]:
-    """Of the test images, where there are any, else of the validation images."""
-    kept: dict[str, Any] = artefacts.read_json(path) or {}
-    return kept.get("test") or kept.get("validation") or {}

@@ -1,4 +1,4 @@
-"""localise: the pointing game, weight on the object, boxes and pixels.
+"""localise: pointing game, boxes and masks, for datasets with object annotations.
 
 Reads each method's stored maps, and where the objects are from the data set; writes localise/<method>.h5 (per image: what the
 scores are made of), results.csv, classes.csv (pointing and LE of each class, with the number of tests), and
@@ -7,10 +7,8 @@ localise/<method>.json with the summary that masking-based saliency is published
 The object is the label's, whatever class the map explains: with maps of the predicted class, a wrong prediction is judged too.
 """
 
-import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,8 @@ from heatproof.models.probabilities import Kind, kind_of, log_probability_of_any
 from heatproof.removal.crops import enlarged
 from heatproof.removal.pixels import as_float
 from heatproof.stages.evaluate import Images, Subject, evaluate
-from heatproof.stages.run import Run
+from heatproof.stages.plan import Artefact
+from heatproof.stages.run import IMAGES, Run
 
 RESULTS_VERSION = 1
 
@@ -137,7 +136,7 @@ class Localisation:
             raise DataError(_unknown(subject.run))
         if self.settings.accepted_classes is None:
             way_out = "set localise.accepted_classes to the outputs of each class"
-            subject.run.require_labels(subject.plan.model, subject.loaded, "localise", way_out)
+            subject.run.require_labels(subject.extraction.model, subject.loaded, "localise", way_out)
         size = (images.maps.shape[1], images.maps.shape[2])
         truths = boxes.seen_truths(images.boxes, size)
         mask = self._masks(images)
@@ -350,30 +349,30 @@ def test(settings: config.Config) -> Localisation:
     return Localisation(config.section(settings, Localisation.section, config.Localise), settings.seed)
 
 
+def tables(run: Run, files: Sequence[Artefact[Any]]) -> list[Artefact[Any]]:
+    """The table of classes, and each method's summary."""
+    folder = run.config.outdir / Localisation.section
+    names = list(run.dataset.class_names) if run.has_images else IMAGES
+    origin = {"files": {file.path.stem: file.origin for file in files}, "class_names": names, "code": RESULTS_VERSION}
+    return [Artefact(folder / "classes.csv", origin, None)]
+
+
 def run(run: Run) -> None:
     """Computes what is missing or stale of every method's scores, and summarises them."""
     wanted = test(run.config)
-    _check(run, wanted.settings)
+    check(run, wanted.settings)
     files = evaluate(run, wanted.settings, wanted)
-    if run.dry_run:
-        return
-    lines = []
-    for name, path in files.items():
-        column = store.RowReader(path).read
-        lines += [[name, *line] for line in _by_class(column, run.dataset.class_names)]
-        found = summary(column)
-        if artefacts.read_json(path.with_name(f"{name}.json")) != found:
-            artefacts.write_json(path.with_name(f"{name}.json"), found)
-    _write_classes(run.config.outdir / wanted.section / "classes.csv", [[str(cell) for cell in line] for line in lines])
-
-
-def _write_classes(path: Path, lines: list[list[str]]) -> None:
-    """Writes the table of classes, unless it says this already."""
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            if list(csv.reader(file)) == [list(BY_CLASS), *lines]:
-                return
-    artefacts.write_csv(path, BY_CLASS, lines)
+    (classes,) = tables(run, files)
+    if not classes.is_complete():
+        columns = {file.path.stem: store.RowReader(file.path).read for file in files}
+        summaries = {classes.path.with_name(f"{name}.json"): summary(column) for name, column in columns.items()}
+        for path, found in summaries.items():
+            artefacts.write_json(path, found)
+        lines = [
+            [name, *line] for name, column in columns.items() for line in _by_class(column, run.dataset.class_names)
+        ]
+        artefacts.write_csv(classes.path, BY_CLASS, lines)
+        classes.write(classes.path, *summaries)
 
 
 def _by_class(column: Callable[[str], NDArray[Any]], class_names: tuple[str, ...]) -> Iterator[list[Any]]:
@@ -385,7 +384,7 @@ def _by_class(column: Callable[[str], NDArray[Any]], class_names: tuple[str, ...
         yield [class_names[label], *cells[0], *cells[1]]
 
 
-def _check(run: Run, settings: config.Localise) -> None:
+def check(run: Run, settings: config.Localise) -> None:
     """Refuses, before any model is loaded, what cannot be measured."""
     try:
         _tolerance(settings, run.dataset.size)

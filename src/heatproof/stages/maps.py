@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from heatproof import artefacts, config, runtime, store
 from heatproof.errors import ConfigError, MapError
 from heatproof.methods.reduction import reduce_channels
-from heatproof.stages.extract import IMPORTED, Extraction
+from heatproof.stages.extract import Extraction
 from heatproof.stages.run import Run
 
 logger = logging.getLogger(__name__)
@@ -38,20 +38,20 @@ def import_maps(run: Run, source: Path, *, method: str, split: str) -> None:
     """
     section = config.section(run.config, "extract_cams", config.ExtractCams)
     entry = next((m for m in section.attribution_methods if m.name == method), None)
-    if entry is None or entry.method != IMPORTED:
+    if entry is None or entry.method != config.IMPORTED:
         raise ConfigError(
-            f"extract_cams.attribution_methods: no entry {{name: {method}, method: {IMPORTED}}}; "
+            f"extract_cams.attribution_methods: no entry {{name: {method}, method: {config.IMPORTED}}}; "
             "add it, so that the tests know these maps"
         )
     started = time.monotonic()
     data = run.dataset.split(split)
     found = store.imported_maps(source, run.dataset.size)
     order = _order(found, len(data))
-    plan = Extraction.of(run, section)
-    _check_columns(found, order, data.labels, plan.class_count)
-    explainer = next(m for m in plan.methods if m.name == method)
-    path = run.config.outdir / "extract_cams" / method / f"{split}.h5"
-    writer = plan.writer(explainer, data, path, plan.origin(explainer, data) | {"imported": artefacts.sha256(source)})
+    extraction = Extraction.of(run, section)
+    _check_columns(found, order, data.labels, extraction.class_count)
+    planned = next(file for file in extraction.plan(split, extraction.files(split)) if file.job.method.name == method)
+    file = dataclasses.replace(planned, origin={**planned.origin, "imported": artefacts.sha256(source)})
+    writer = extraction.writer(file, data, len(data))
     predicted = found.prediction if found.logits is None else found.logits.argmax(axis=1)
     others = 0
     with runtime.progress(len(data), f"import {method}") as bar:
@@ -65,12 +65,12 @@ def import_maps(run: Run, source: Path, *, method: str, split: str) -> None:
                 raise MapError(
                     f"{source}: the map of image {index} holds NaN or infinity; mend it, or set on_invalid: skip"
                 )
-            images = plan.intact(data, np.arange(block.start, block.stop))
+            images = extraction.intact(data, np.arange(block.start, block.stop))
             if predicted is not None:
                 others += int((predicted[rows] != images.prediction).sum())
             if found.target is not None:
                 images = dataclasses.replace(images, target=found.target[rows])
-            plan.write(writer, data.name, block, images, maps, invalid)
+            extraction.write(writer, data.name, block, images, maps, invalid)
             bar.update(len(rows))
     writer.finish()
     if others:
@@ -79,7 +79,7 @@ def import_maps(run: Run, source: Path, *, method: str, split: str) -> None:
             "prepared in another way", source, others, len(data),
         )  # fmt: skip
     runtime.record_time(run.config.outdir / "extract_cams", f"import/{method}/{split}", len(data), started)
-    logger.info("%s: complete", path)
+    logger.info("%s: complete", file.path)
 
 
 def _order(found: store.ImportedMaps, count: int) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from heatproof import artefacts
+from heatproof import artefacts, records
 from heatproof.errors import ModelError
 from heatproof.models import Normalization, load
 from heatproof.models.loading import classes_in
@@ -54,7 +54,7 @@ def import_masker(
         )
     path = target / "classifier.pth"
     save_tensors(path, weights)
-    artefacts.write_json(path.with_suffix(".json"), {"normalization": IMAGENET.plain, "imported": file.name})
+    records.write(path.with_suffix(".json"), {"imported": file.name}, [path], normalization=IMAGENET.plain)
     save_tensors(target / "masker.pth", dataclasses.replace(saved, classifier_sha256=artefacts.sha256(path)).content())
     logger.info(
         "%s: the file does not name its classifier, layers and normalisation: taken as %s, these layers, and ImageNet's mean and "

@@ -1,4 +1,4 @@
-"""lerf: LeRF and MoRF, removal without retraining.
+"""lerf: LeRF and MoRF: remove pixels and measure, without retraining.
 
 Reads each method's stored maps; writes pixel_perturbation_analysis/<method>.h5 (per image, order and fraction:
 probability, logit, margin of the target, and the predicted class) and results.csv.

@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heatproof import removal, store
+from heatproof import artefacts, removal, store
 from heatproof.datasets import Split
 from heatproof.methods.explainer import Explainer
 from heatproof.models import LoadedModel
-from heatproof.stages.extract import ROWS_PER_BLOCK, is_complete, ranked, regions_of
+from heatproof.stages.extract import ROWS_PER_BLOCK, Source, ranked, regions_of
+from heatproof.stages.plan import Artefact
 from heatproof.stages.run import Run
 
 RESULTS_VERSION = 1
+KEPT = ("target", "dtype", "ties", "seed")
 
 
 @dataclass(frozen=True)
@@ -43,25 +45,21 @@ class Explanation:
     fraction: float
     batch_size: int
 
-    def write(self, split: Split, before: store.MapReader, path: Path, origin: dict[str, Any]) -> None:
-        """Makes the file of a split's maps complete; what is there of it is kept.
+    def write(self, split: Split, before: store.MapReader, file: Artefact[Source]) -> None:
+        """Makes the file of a split's maps; what is there of it is kept.
 
         Args:
             split: the images.
             before: the maps by which pixels were removed so far; what they are sorted and stored by holds here too.
-            path: the new file.
-            origin: what its maps depend on, apart from how they are kept.
+            file: the new file.
         """
-        kept = {name: before.origin[name] for name in ("target", "dtype", "ties", "seed")}
-        wanted = origin | kept | {"data": split.fingerprint, "code": [RESULTS_VERSION, self.method.code_version()]}
-        if is_complete(path, wanted):
-            return
+        kept = {name: before.origin[name] for name in KEPT}
         writer = store.MapWriter(
-            path,
+            file.path,
             rows=len(split),
             size=split.size,
             classes=before.classes,
-            origin=wanted,
+            origin=file.origin,
             method=self.method.name,
             split=split.name,
             dtype=kept["dtype"],
@@ -108,6 +106,13 @@ class Explanation:
             "prediction": prediction,
             "logits": logits,
         }
+
+
+def kept_of(path: Path) -> dict[str, Any]:
+    """How the maps of a file are sorted and stored, which holds for those that are made from them; unknown before it is there."""
+    state = store.read_state(path, store.FORMAT)
+    origin = (state.origin if state is not None else None) or {}
+    return {name: origin.get(name, artefacts.Unknown(str(path))) for name in KEPT}
 
 
 def continued_ranks(before: NDArray[np.integer], new: NDArray[np.integer], count: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""report: one self-contained page of all results.
+"""report: write one self-contained page with all results.
 
 Reads what the other stages left; writes report/index.html, the figures (report/figures/*.svg, *.png) and their numbers
 (report/figures/*.csv), and report/index.json with what the page was made from. Partial results are fine: the page says
@@ -8,29 +8,37 @@ what is missing. Nothing is done where nothing has changed.
 import hashlib
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from heatproof import artefacts, config, report, runtime, store
-from heatproof.errors import MapError
-from heatproof.report import Curves, Material, Progress, Retraining, Settings
+from heatproof import artefacts, config, report, runtime
+from heatproof.report import Curves, Material, Retraining, Settings
 from heatproof.report.wording import count, listed, percent
 from heatproof.stages import learned
+from heatproof.stages.plan import Artefact
 from heatproof.stages.results import Results
 from heatproof.stages.run import Run
 
 logger = logging.getLogger(__name__)
 
 
+def plan(run: Run) -> list[Artefact[None]]:
+    """The page, of what is there now."""
+    return [_page(Results.of(run))]
+
+
+def _page(results: Results) -> Artefact[None]:
+    return Artefact(results.settings.outdir / "report" / "index.html", _origin(results), None, "made")
+
+
 def run(run: Run) -> None:
     """Makes the page unless it is there and nothing that it shows has changed."""
-    folder = run.config.outdir / "report"
-    results = Results(run)
-    origin = _origin(run.config, results)
-    if _is_done(folder, origin) or run.dry_run:
+    results = Results.of(run)
+    page = _page(results)
+    if page.is_complete():
         return
+    folder = page.path.parent
     material = _material(run.config, results)
     made = report.compose(material)
     artefacts.remove_leftovers(folder / "figures")
@@ -38,91 +46,51 @@ def run(run: Run) -> None:
         with artefacts.whole_file(folder / "figures" / name) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     artefacts.write_text(folder / "index.html", made.html)
-    hashes = {name: artefacts.sha256(folder / name) for name in ["index.html", *(f"figures/{n}" for n in made.files)]}
     # Pictures that could not be shown may be there the next time, so such a page is never taken for done.
-    is_whole = not (
-        material.methods and run.config.report.gallery_images and results.maps.readers and not material.pictures
-    )
-    artefacts.write_json(folder / "index.json", {"origin": origin if is_whole else None, "files": hashes})
+    is_whole = not (material.methods and run.config.report.gallery_images and results.maps and not material.pictures)
+    if is_whole:
+        page.write(page.path, *(folder / "figures" / name for name in made.files))
+    else:
+        page.record.unlink(missing_ok=True)
     logger.info("%s: written; open it in a browser", folder / "index.html")
 
 
-def _is_done(folder: Path, origin: dict[str, Any]) -> bool:
-    page = folder / "index.html"
-    kept = artefacts.read_json(folder / "index.json")
-    if kept is None or not page.is_file():
-        logger.info("%s: to be made", page)
-        return False
-    if kept["origin"] != origin:
-        logger.info("%s: results or settings have changed, to be made again", page)
-        return False
-    changed = [name for name, digest in kept["files"].items() if not _is(folder / name, digest)]
-    if changed:
-        logger.info("%s: missing or not the file that was made; the page is made again", folder / changed[0])
-        return False
-    logger.info("%s: complete", page)
-    return True
-
-
-def _is(path: Path, digest: str) -> bool:
-    return path.is_file() and artefacts.sha256(path) == digest
-
-
-def _origin(settings: config.Config, results: Results) -> dict[str, Any]:
-    """What decides about the page: settings, every file that it shows, our code and the libraries' versions."""
-    digest = hashlib.sha256()
-    for path in results.files():
-        digest.update(f"{path.relative_to(settings.outdir)}\n".encode())
-        for part in _identity(path):
-            digest.update(part)
+def _origin(results: Results) -> dict[str, Any]:
+    """What decides about the page: settings, how every artefact stands, our code and the libraries' versions."""
     sources = artefacts.canonical(report.source_texts())
+    settings = results.settings.model_dump(mode="json", exclude={"outdir"})
     return {
-        "configuration": hashlib.sha256(settings.model_dump_json().encode()).hexdigest(),
-        "results": digest.hexdigest(),
+        # A run that was moved shows the same.
+        "configuration": _digest(artefacts.canonical(settings).replace(str(results.settings.outdir), ".")),
+        "results": _digest(results.identity()),
         "page": [report.RESULTS_VERSION, hashlib.sha256(sources.encode()).hexdigest()],
         "versions": runtime.versions(),
     }
 
 
-def _identity(path: Path) -> Iterator[bytes]:
-    """What changes with the content of a file; for files of maps and curves their origin and checksums."""
-    if not path.is_file():
-        yield b"missing"
-    elif path.suffix == ".h5":
-        try:
-            attributes = store.RowReader(path).attributes
-            yield artefacts.canonical({name: str(value) for name, value in attributes.items()}).encode()
-        except MapError as error:
-            yield str(error).encode()
-    else:
-        yield hashlib.sha256(path.read_bytes()).digest()
+def _digest(value: Any) -> str:
+    return hashlib.sha256(artefacts.canonical(value).encode()).hexdigest()
 
 
 def _material(settings: config.Config, results: Results) -> Material:
-    retraining, retrain_progress = results.retraining()
-    curves = results.curves()
-    training, train_progress = results.training()
-    lines, stale_lines = results.retraining_lines(retraining)
-    similarity, stale_matrices = results.similarity()
-    pictures, without = results.pictures(settings.report.gallery_images)
-    remarks = (*stale_lines, *stale_matrices, *without)
-    parts = (train_progress, results.extraction_progress(), retrain_progress, *results.test_progress())
-    progress = [part for part in parts if part is not None]
+    retraining, curves, training = results.retraining(), results.curves(), results.training()
+    pictures, remarks = results.pictures(settings.report.gallery_images)
+    progress = results.progress()
     test_accuracy = None if training is None else training.test_accuracy
     return Material(
         title=settings.desc or settings.outdir.name,
-        facts=list(_facts(settings, results, retraining, curves, progress, test_accuracy)),
+        facts=list(_facts(settings, results, retraining, curves, test_accuracy)),
         methods=results.methods,
         retraining=retraining,
         curves=curves,
         tests=results.tests,
-        retraining_lines=lines,
-        similarity=similarity,
+        retraining_lines=results.retraining_lines(),
+        similarity=results.similarity(),
         sanity=results.sanity(),
         health=results.health(),
         pictures=pictures,
         training=training,
-        learned=list(learned.told(settings.outdir)),
+        learned=list(learned.told(results.stages, settings.outdir)),
         progress=progress,
         warnings=[*(remark for part in progress for remark in part.remarks), *remarks],
         costs=results.costs(),
@@ -141,14 +109,13 @@ def _facts(
     results: Results,
     retraining: list[Retraining],
     curves: Curves | None,
-    progress: list[Progress],
     test_accuracy: float | None,
 ) -> Iterator[tuple[str, str]]:
     """What was tested, in a few words each."""
     data = [settings.data.dataset.rpartition(".")[2]]
     if results.class_names:
         data.append(count(len(results.class_names), "class", "classes"))
-    if results.fingerprints:
+    if results.run.has_images:
         height, width = results.run.dataset.size
         data.append(f"{width} × {height} pixels")
     yield "Images", ", ".join(data)
@@ -161,8 +128,8 @@ def _facts(
     if retraining:
         removed = listed([percent(fraction) for fraction in retraining[0].fractions if fraction > 0])
         yield "Removed and retrained", f"{removed}; {count(len(retraining[0].runs), 'run')} each"
-        cells = next(part for part in progress if part.unit == "cells")
-        yield "Networks retrained", f"{cells.done:,} of {cells.wanted:,}"
+        done, wanted = results.networks()
+        yield "Networks retrained", f"{done:,} of {wanted:,}"
     if curves is not None:
         steps = len(curves.fractions) - 1
         yield "Removed without retraining", f"{count(curves.images, 'image')}, {count(steps, 'step')} each way"

@@ -1,4 +1,4 @@
-"""evaluate-attribution-maps-roar: removes pixels in the order of each method's maps, retrains, and measures.
+"""evaluate-attribution-maps-roar: ROAR and KAR: remove pixels, retrain, measure.
 
 Reads extract_cams/<method>/<split>.h5; writes one file for each cell of the grid,
 retrain_cls/<metric>/<method>/<percentile>/seed<run>.json, retrain_cls/results.csv, and what they amount to,
@@ -17,27 +17,29 @@ network's weights, seed<run>.pth).
 import base64
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from heatproof import artefacts, cells, config, removal, runtime, store
 from heatproof.datasets import Split
-from heatproof.errors import ConfigError, MapError
+from heatproof.errors import ConfigError, MapError, MissingInputError
 from heatproof.methods.explainer import Explainer
-from heatproof.metrics import roar
+from heatproof.metrics import roar, statistics
 from heatproof.models import Normalization
+from heatproof.models.weights import read_weights
 from heatproof.stages import extract, infilled, recursive, retrain_summary
-from heatproof.stages.run import Run, build_fill, fill_origin, model_origin, training_origin, why_stale
+from heatproof.stages.plan import Artefact
+from heatproof.stages.run import SPLITS, Run, build_fill, fill_origin, model_origin, training_origin
 from heatproof.training import classifier
 from heatproof.training.checkpoints import save_tensors
 from heatproof.training.examples import Removal
@@ -55,41 +57,51 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Job:
     """One retraining; everything that a fresh process needs."""
 
     settings: config.Config
-    path: Path
     metric: str
     method: str
     control: bool
     percentile: float
     number: int
-    origin: dict[str, Any]
     maps: dict[str, Path]
     keeps_weights: bool = False
 
-    @property
-    def weights(self) -> Path:
-        """Where the retrained network is kept, if it is."""
-        return self.path.with_suffix(".pth")
+
+Cell = Artefact[Job]
+"""A retraining's result, a JSON record, and its network where a chain goes on with it."""
+
+
+def plan(run: Run) -> list[Artefact[Any]]:
+    """All cells of the grid, the maps of recursive chains, and the tables."""
+    section = config.section(run.config, "retrain_cls", config.RetrainCls)
+    if not run.is_reading:
+        for file in extract.kept_files(run, section.methods()).values():
+            if file.status().is_complete:
+                _check_maps(store.MapReader(file.path), allow_label=section.allow_label_target)
+    grid = list(_grid(run, section))
+    return [*grid, *(file for cell in grid for file in _remaps(run, section, cell)), _tables(run, grid)]
 
 
 def run(run: Run) -> None:
     """Computes the missing and stale cells of the grid, and gathers all results."""
     section = config.section(run.config, "retrain_cls", config.RetrainCls)
-    _check(run, section)
+    folder = run.config.outdir / "retrain_cls"
+    _need_maps(run, section)
     grid = list(_grid(run, section))
-    missing = [job for job in grid if not _is_done(job)]
-    logger.info(
-        "%s: %d of %d cells are complete", run.config.outdir / "retrain_cls", len(grid) - len(missing), len(grid)
-    )
-    if run.dry_run:
-        return
-    chains = _chains(grid, set(missing))
-    for job in missing:
-        artefacts.remove_leftovers(job.path.parent)
+    for cell in grid:
+        if cell.needs:
+            raise MissingInputError(f"{cell.path}: needs {cell.needs[0]}, which is not there; run what makes it first")
+    done = {
+        cell: cell.is_complete() and all(file.is_complete() for file in _remaps(run, section, cell)) for cell in grid
+    }
+    logger.info("%s: %d of %d cells are complete", folder, sum(done.values()), len(grid))
+    chains = _chains(grid, {cell for cell in grid if not done[cell]})
+    for parent in {cell.path.parent for chain in chains for cell in chain}:
+        artefacts.remove_leftovers(parent)
     cells.map_cells(
         compute,
         [cells.Cell(chain[-1].path, chain) for chain in chains],
@@ -98,34 +110,36 @@ def run(run: Run) -> None:
         threads=section.threads,
         description="retrain",
     )
-    folder = run.config.outdir / "retrain_cls"
-    results = {job: json.loads(job.path.read_text()) for job in grid}
-    _write_results(run, folder / "results.csv", results)
-    retrain_summary.write(run, folder, list(results.values()))
+    tables = _tables(run, grid)
+    if not tables.is_complete():
+        results = {cell: cell.status().content for cell in grid}
+        _write_results(run, folder / "results.csv", results)
+        retrain_summary.write(run, tables.path, list(results.values()))
+        tables.write(folder / "results.csv", tables.path)
 
 
-def compute(chain: tuple[Job, ...]) -> None:
+def compute(chain: tuple[Cell, ...]) -> None:
     """Trains the cells of a chain that are missing; all chains but recursive ones have one cell."""
-    run, splits = _shared(chain[0].settings.model_dump_json())
+    run, splits = _shared(chain[0].job.settings.model_dump_json())
     section = config.section(run.config, "retrain_cls", config.RetrainCls)
-    for position, job in enumerate(chain):
-        if not _is_done(job):
-            if position:
-                _explain(run, section, splits, chain[position - 1])
-            _retrain(run, section, splits, job)
+    for position, cell in enumerate(chain):
+        if position:
+            _explain(run, section, splits, chain[position - 1])
+        if not cell.is_complete():
+            _retrain(run, section, splits, cell)
 
 
-def _retrain(run: Run, section: config.RetrainCls, splits: dict[str, Split], job: Job) -> None:
+def _retrain(run: Run, section: config.RetrainCls, splits: dict[str, Split], cell: Cell) -> None:
     started = time.monotonic()
+    job = cell.job
     examples = {
-        name: run.examples(split, _removal(run, section, job, name) if job.maps else None)
+        name: run.examples(split, _removal(run, section, cell, name) if job.maps else None)
         for name, split in splits.items()
     }
     loaded, recipe = run.fresh(section.model, "retrain", job.number), run.recipe(section)
     normalize: classifier.Normalize = loaded.normalization
     if job.metric == "mask_only":
         normalize, recipe = _unchanged, _for_masks(recipe)
-    checkpoint = job.path.with_suffix(".checkpoint")
     fitted = classifier.fit(
         loaded.module,
         normalize,
@@ -134,19 +148,24 @@ def _retrain(run: Run, section: config.RetrainCls, splits: dict[str, Split], job
         recipe,
         seed=run.config.seed,
         purpose=("retrain", job.number),
-        checkpoint=checkpoint,
-        identity=artefacts.canonical(job.origin),
+        checkpoint=cell.checkpoint,
+        identity=artefacts.canonical(cell.origin),
         checkpoint_every_s=60.0,
     )
     loaded.module.load_state_dict(fitted.state)
     predictions = classifier.predict(loaded.module, normalize, examples["test"], batch_size=1024)
     test = examples["test"]
-    if job.keeps_weights:
-        save_tensors(job.weights, fitted.state)
-    artefacts.write_json(job.path, _result(job, fitted, predictions, test.split.labels, test.valid))
-    checkpoint.unlink(missing_ok=True)
-    what = str(job.path.relative_to(run.config.outdir / "retrain_cls").with_suffix(""))
+    files = [_weights(cell)] if job.keeps_weights else []
+    for path in files:
+        save_tensors(path, fitted.state)
+    cell.write(*files, **_result(cell, fitted, predictions, test.split.labels, test.valid))
+    what = str(cell.path.relative_to(run.config.outdir / "retrain_cls").with_suffix(""))
     runtime.record_time(run.config.outdir / "retrain_cls", what, len(fitted.history) * len(splits["train"]), started)
+
+
+def _weights(cell: Cell) -> Path:
+    """Where the retrained network is kept, if it is."""
+    return cell.path.with_suffix(".pth")
 
 
 def _unchanged(pixels: Tensor) -> Tensor:
@@ -161,40 +180,62 @@ def _for_masks(recipe: classifier.ClassifierRecipe) -> classifier.ClassifierReci
     return dataclasses.replace(recipe, augmentation=dataclasses.replace(recipe.augmentation, colour=black))
 
 
-def _explain(run: Run, section: config.RetrainCls, splits: dict[str, Split], job: Job) -> None:
-    """Makes the maps of a chain's next cell with the network that `job` left."""
-    loaded = run.fresh(section.model, "retrain", job.number)
-    state = torch.load(job.weights, map_location=run.device, weights_only=True)
-    loaded.module.load_state_dict(state)
+def _explain(run: Run, section: config.RetrainCls, splits: dict[str, Split], cell: Cell) -> None:
+    """Makes the maps of a chain's next cell with the network that `cell` left."""
+    missing = [file for file in _remaps(run, section, cell) if not file.is_complete()]
+    if not missing:
+        return
+    loaded = run.fresh(section.model, "retrain", cell.job.number)
+    loaded.module.load_state_dict(read_weights(_weights(cell)))
     extraction = run.config.extract_cams
-    for name, split in splits.items():
+    for file in missing:
         explanation = recursive.Explanation(
             run,
             loaded,
-            _explainer(section, job.method),
-            _fill(run, section, name),
-            job.percentile / 100,
+            file.job.method,
+            _fill(run, section, file.job.split),
+            cell.job.percentile / 100,
             64 if extraction is None else extraction.batch_size,
         )
-        before = store.MapReader(job.maps[name])
-        origin = {"retraining": job.origin, "weights": artefacts.sha256(job.weights)}
-        explanation.write(split, before, _recursive_maps(job)[name], origin)
+        before = store.MapReader(cell.job.maps[file.job.split])
+        explanation.write(splits[file.job.split], before, file)
+
+
+def _remaps(run: Run, section: config.RetrainCls, cell: Cell) -> list[Artefact[extract.Source]]:
+    """The maps that the network of a cell makes for the next one of its chain; none where it is the last, or no chain's."""
+    if not cell.job.keeps_weights:
+        return []
+    method = _explainer(section, cell.job.method)
+    weights = _weights(cell)
+    sha256 = artefacts.sha256(weights) if cell.status().is_complete else artefacts.Unknown(str(cell.path))
+    files = []
+    for split, path in _recursive_maps(cell).items():
+        kept = recursive.kept_of(extract.file_of(run, method.name, split))
+        origin = {
+            "retraining": cell.origin,
+            "weights": sha256,
+            "data": run.fingerprint(split),
+            "code": [recursive.RESULTS_VERSION, method.code_version()],
+            **kept,
+        }
+        files.append(Artefact(path, origin, extract.Source(method, split)))
+    return files
 
 
 def _explainer(section: config.RetrainCls, name: str) -> Explainer:
     return next(extract.explainer(method) for method in section.methods() if method.name == name)
 
 
-def _recursive_maps(job: Job) -> dict[str, Path]:
+def _recursive_maps(cell: Cell) -> dict[str, Path]:
     """Where the maps are that the network of a cell makes."""
-    return {name: job.path.with_suffix("") / f"{name}.h5" for name in extract.SPLITS}
+    return {name: cell.path.with_suffix("") / f"{name}.h5" for name in SPLITS}
 
 
 @functools.lru_cache(maxsize=1)
 def _shared(settings: str) -> tuple[Run, dict[str, Split]]:
     """What all cells of one process share: splits stay decoded from cell to cell."""
     run = Run(config.Config.model_validate_json(settings))
-    return run, {name: run.dataset.split(name) for name in extract.SPLITS}
+    return run, {name: run.dataset.split(name) for name in SPLITS}
 
 
 @functools.lru_cache(maxsize=6)
@@ -202,16 +243,17 @@ def _reader(path: Path, content: str) -> store.MapReader:
     return store.MapReader(path)
 
 
-def _removal(run: Run, section: config.RetrainCls, job: Job, split: str) -> Removal:
+def _removal(run: Run, section: config.RetrainCls, cell: Cell, split: str) -> Removal:
+    job = cell.job
     # What a chain's maps hold is not known before they are made.
-    reader = _reader(job.maps[split], job.origin["maps"][split] if job.metric != "recursive" else str(job.number))
+    reader = _reader(job.maps[split], cell.origin["maps"][split] if job.metric != "recursive" else str(job.number))
     fraction, first = job.percentile / 100, FIRST[job.metric]
     if job.metric == "mask_only":
         return Removal(reader.ranks, MaskAlone(fraction), reader.invalid if reader.invalid.any() else None)
     if (name := infilled.name_of(section.fill)) is None:
         fill: removal.Fill = _fill(run, section, split)
     else:
-        fill = infilled.opened(run, name, job.method, run.dataset.split(split), reader).at(fraction, first)
+        fill = infilled.opened(run, name, job.method, split, reader.content_id()).at(fraction, first)
 
     def degrade(pixels: Tensor, ranks: Tensor, indices: Tensor) -> Tensor:
         return fill(pixels, removal.removed(ranks, fraction, first), indices)
@@ -271,62 +313,75 @@ def _check(run: Run, section: config.RetrainCls) -> None:
         )
 
 
-def _grid(run: Run, section: config.RetrainCls) -> Iterator[Job]:
+Contents = dict[str, dict[str, Any]]
+"""What is in the maps of each method, by split; unknown before they are made."""
+
+
+def _grid(run: Run, section: config.RetrainCls) -> Iterator[Cell]:
+    if not run.is_reading:
+        _check(run, section)
     root = run.config.outdir / "retrain_cls"
     shared = {
-        "data": {name: run.dataset.split(name).fingerprint for name in extract.SPLITS},
+        "data": {name: run.fingerprint(name) for name in SPLITS},
         "model": model_origin(section.model),
         "training": training_origin(section),
         "seed": run.config.seed,
         "code": classifier.RESULTS_VERSION,
     }
     fill = fill_origin(section.fill)
-    maps = _maps(run, section)
-    infills = _infills(run, section, maps)
+    contents = _contents(run, section)
+    infills = _infills(run, section, contents)
     # Run by run, so that an unfinished grid already compares all methods.
     for number in section.seeds:
         path = root / INTACT / "0" / f"seed{number}.json"
-        yield Job(run.config, path, INTACT, INTACT, False, 0.0, number, shared | {"run": number}, {})
+        yield Artefact(path, shared | {"run": number}, Job(run.config, INTACT, INTACT, False, 0.0, number, {}))
         for metric in section.metrics:
             for method in section.methods():
+                paths = {split: extract.file_of(run, method.name, split) for split in SPLITS}
                 for percentile in section.percentiles:
                     if percentile == 0:
                         continue
-                    paths, contents = maps[method.name]
-                    origin = shared | {"run": number, "metric": metric, "percentile": percentile, "maps": contents}
+                    maps = contents[method.name]
+                    origin = shared | {"run": number, "metric": metric, "percentile": percentile, "maps": maps}
                     if metric != "mask_only":
                         origin["fill"] = fill
                         origin |= infills(method.name, percentile / 100, FIRST[metric])
                     path = root / metric / method.name / f"{percentile:g}" / f"seed{number}.json"
-                    yield Job(run.config, path, metric, method.name, method.control, percentile, number, origin, paths)
+                    job = Job(run.config, metric, method.name, method.control, percentile, number, paths)
+                    yield Artefact(path, origin, job)
         if section.recursive:
             for method in section.methods():
                 if not method.control and extract.is_called(extract.explainer(method)):
                     origin = shared | {"run": number, "fill": fill}
-                    yield from _recursive_cells(run, section, method, number, origin, maps[method.name])
+                    yield from _recursive_cells(run, section, method, number, origin, contents[method.name])
 
 
 def _infills(
-    run: Run, section: config.RetrainCls, maps: dict[str, tuple[dict[str, Path], dict[str, str]]]
+    run: Run, section: config.RetrainCls, contents: Contents
 ) -> Callable[[str, float, removal.First], dict[str, Any]]:
     """What stored images in the place of a fill add to the origin of a cell: of method, removed fraction and end."""
     name = infilled.name_of(section.fill)
     if name is None:
         return lambda method, fraction, first: {}
-    stored = {
-        (method, split): infilled.opened(run, name, method, run.dataset.split(split), _reader(path, contents[split]))
-        for method, (paths, contents) in maps.items()
-        for split, path in paths.items()
-    }
     # All that is missing is told at once, not one percentile after the other.
     firsts = {FIRST[metric] for metric in section.metrics if metric != "mask_only"}
     needed = [(percentile / 100, first) for first in sorted(firsts) for percentile in section.percentiles if percentile]
-    for one in stored.values():
-        one.need(needed)
+    try:
+        stored = {
+            (method, split): infilled.opened(run, name, method, split, content)
+            for method, found in contents.items()
+            for split, content in found.items()
+        }
+        for one in stored.values():
+            one.need(needed)
+    except (MissingInputError, MapError) as error:
+        if not run.dry_run:
+            raise
+        unmade = artefacts.Unknown(str(error))
+        return lambda method, fraction, first: {"infill": unmade}
 
     def added(method: str, fraction: float, first: removal.First) -> dict[str, Any]:
-        contents = {split: stored[method, split].content_ids([(fraction, first)]) for split in extract.SPLITS}
-        return {"infill": contents}
+        return {"infill": {split: stored[method, split].content_ids([(fraction, first)]) for split in SPLITS}}
 
     return added
 
@@ -337,10 +392,10 @@ def _recursive_cells(
     method: config.AttributionMethod,
     number: int,
     shared: dict[str, Any],
-    maps: tuple[dict[str, Path], dict[str, str]],
-) -> Iterator[Job]:
+    contents: dict[str, Any],
+) -> Iterator[Cell]:
     """One method's cells of one run, from the smallest fraction on; each uses the maps that the one before leaves."""
-    paths, contents = maps
+    paths = {split: extract.file_of(run, method.name, split) for split in SPLITS}
     steps = sorted(percentile for percentile in section.percentiles if percentile > 0)
     explained = method.model_dump(exclude={"control"}) | {"code": extract.explainer(method).code_version()}
     for position, percentile in enumerate(steps):
@@ -354,33 +409,41 @@ def _recursive_cells(
         }
         path = run.config.outdir / "retrain_cls" / "recursive" / method.name / f"{percentile:g}" / f"seed{number}.json"
         is_last = percentile == steps[-1]
-        job = Job(run.config, path, "recursive", method.name, False, percentile, number, origin, paths, not is_last)
-        yield job
-        paths = _recursive_maps(job)
+        cell = Artefact(
+            path, origin, Job(run.config, "recursive", method.name, False, percentile, number, paths, not is_last)
+        )
+        yield cell
+        paths = _recursive_maps(cell)
 
 
-def _chains(grid: list[Job], missing: set[Job]) -> list[tuple[Job, ...]]:
+def _chains(grid: list[Cell], missing: set[Cell]) -> list[tuple[Cell, ...]]:
     """What has to be computed in one go: single cells, and the whole recursive chains in which a cell is missing."""
-    chains: dict[Any, list[Job]] = {}
-    for job in grid:
-        chains.setdefault((job.method, job.number) if job.metric == "recursive" else job, []).append(job)
+    chains: dict[Any, list[Cell]] = {}
+    for cell in grid:
+        job = cell.job
+        chains.setdefault((job.method, job.number) if job.metric == "recursive" else cell, []).append(cell)
     return [tuple(chain) for chain in chains.values() if not missing.isdisjoint(chain)]
 
 
-def _maps(run: Run, section: config.RetrainCls) -> dict[str, tuple[dict[str, Path], dict[str, str]]]:
-    """The files of each method, and what is in them; complete, of this data and of one classifier."""
-    found = {}
+def _contents(run: Run, section: config.RetrainCls) -> Contents:
+    """What is in the maps of each method."""
+    files = extract.kept_files(run, section.methods())
+    return {
+        method.name: {split: extract.content_of(files[method.name, split]) for split in SPLITS}
+        for method in section.methods()
+    }
+
+
+def _need_maps(run: Run, section: config.RetrainCls) -> None:
+    """Checks that the maps of each method are there; complete, of this data and of one classifier."""
+    files = extract.kept_files(run, section.methods())
     base_models = {}
     for method in section.methods():
-        paths, contents = {}, {}
-        for name in extract.SPLITS:
-            reader = extract.maps_of(run, method.name, run.dataset.split(name))
+        for name in SPLITS:
+            reader = extract.maps_of(files[method.name, name], run.dataset.split(name))
             _check_maps(reader, allow_label=section.allow_label_target)
             base_models[reader.path] = reader.origin.get("model")
-            paths[name], contents[name] = reader.path, reader.content_id()
-        found[method.name] = (paths, contents)
-    _check_base_model(run, base_models)
-    return found
+    _check_base_model(base_models)
 
 
 def _check_maps(reader: store.MapReader, *, allow_label: bool) -> None:
@@ -393,47 +456,32 @@ def _check_maps(reader: store.MapReader, *, allow_label: bool) -> None:
         )
 
 
-def _check_base_model(run: Run, found: dict[Path, Any]) -> None:
-    first_path, first = next(iter(found.items()))
-    wanted, by = first, str(first_path)
-    if run.config.extract_cams is not None:
-        plan = extract.Extraction.of(run, run.config.extract_cams)
-        wanted, by = plan.origin(plan.methods[0], run.dataset.split("test"))["model"], "extract_cams.model"
+def _check_base_model(found: dict[Path, Any]) -> None:
+    first_path, wanted = next(iter(found.items()))
     for path, model in found.items():
-        if model != wanted:
+        if changed := artefacts.differences({"model": model}, {"model": wanted}):
             raise MapError(
-                f"{path}: maps of another classifier than {by} ({why_stale({'model': model}, {'model': wanted})}); "
-                "run extract-attribution-maps"
+                f"{path}: maps of another classifier than {first_path} ({'; '.join(changed[:3])}); run extract-attribution-maps"
             )
 
 
-def _is_done(job: Job) -> bool:
-    kept = artefacts.read_json(job.path)
-    if kept is None:
-        return False
-    if kept.get("origin") != job.origin:
-        logger.info("%s: stale, to be computed again: %s", job.path, why_stale(kept.get("origin", {}), job.origin))
-        return False
-    return job.weights.is_file() or not job.keeps_weights
-
-
 def _result(
-    job: Job,
+    cell: Cell,
     fitted: Fitted[classifier.ClassifierEpoch],
     predictions: NDArray[np.int64],
     labels: NDArray[np.int64],
     valid: NDArray[np.bool_],
 ) -> dict[str, Any]:
     correct = predictions == labels[valid]
+    job = cell.job
     return {
         "format": FORMAT,
-        "origin": job.origin,
         "metric": job.metric,
         "method": job.method,
         "control": job.control,
         "removed_fraction": job.percentile / 100,
         "first": FIRST.get(job.metric),
-        "fill": job.origin.get("fill"),
+        "fill": cell.origin.get("fill"),
         "run": job.number,
         "epochs": len(fitted.history),
         "best_epoch": fitted.best_epoch,
@@ -446,20 +494,36 @@ def _result(
     }
 
 
-def _write_results(run: Run, path: Path, results: dict[Job, dict[str, Any]]) -> None:
+def _tables(run: Run, grid: Sequence[Cell]) -> Artefact[None]:
+    """The tables of all results, and what they amount to."""
+    states = {cell: cell.status() for cell in grid}
+    unmade = [cell for cell, state in states.items() if not state.is_complete]
+    results: Any = artefacts.Unknown(str(unmade[0].path)) if unmade else None
+    if not unmade:
+        parts = {str(cell.path.relative_to(run.config.outdir)): state.content for cell, state in states.items()}
+        results = hashlib.sha256(artefacts.canonical(parts).encode()).hexdigest()
+    origin = {
+        "results": results,
+        "settings": run.config.report.model_dump(include={"confidence", "resamples"}),
+        "code": [retrain_summary.SUMMARY_VERSION, statistics.RESULTS_VERSION],
+    }
+    return Artefact(run.config.outdir / "retrain_cls" / "summary.csv", origin, None)
+
+
+def _write_results(run: Run, path: Path, results: Mapping[Cell, Mapping[str, Any]]) -> None:
     labels = run.dataset.split("test").labels
     rows = []
-    for job, result in results.items():
+    for cell, result in results.items():
         chance = roar.chance_level(np.delete(labels, result["left_out"]))
-        base = json.dumps(job.origin["maps"]["test"]) if job.maps else ""
-        rows.append([*(result[name] for name in COLUMNS[:-3]), chance, _base_model(job), base.strip('"')])
+        base = json.dumps(cell.origin["maps"]["test"]) if cell.job.maps else ""
+        rows.append([*(result[name] for name in COLUMNS[:-3]), chance, _base_model(cell), base.strip('"')])
     artefacts.write_csv(path, COLUMNS, rows)
     logger.info("%s: %d rows", path, len(rows))
 
 
-def _base_model(job: Job) -> str:
-    if not job.maps:
+def _base_model(cell: Cell) -> str:
+    if not cell.job.maps:
         return ""
-    path = job.settings.outdir / "extract_cams" / job.method / "test.h5"
-    model = _reader(path, job.origin["maps"]["test"]).origin.get("model") or {}
+    path = cell.job.settings.outdir / "extract_cams" / cell.job.method / "test.h5"
+    model = _reader(path, cell.origin["maps"]["test"]).origin.get("model") or {}
     return str(model.get("weights", ""))

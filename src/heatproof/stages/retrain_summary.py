@@ -14,7 +14,6 @@ Scores:
 """
 
 import base64
-import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,20 +138,11 @@ def correct_images(result: Mapping[str, Any]) -> NDArray[np.bool_]:
     return np.unpackbits(packed, count=result["test_images"]).astype(bool)
 
 
-def write(run: Run, folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Writes summary.csv, and summary.json, which says what it was made of; nothing where it is made of the same."""
+def write(run: Run, path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the summary of all cells' results."""
     labels = run.dataset.split("test").labels
-    made_of = {
-        "results": [{key: result[key] for key in ("origin", "test_accuracy", "correct")} for result in results],
-        "settings": run.config.report.model_dump(include={"confidence", "resamples"}),
-        "code": SUMMARY_VERSION,
-    }
-    path, origin = folder / "summary.csv", {"origin": hashlib.sha256(artefacts.canonical(made_of).encode()).hexdigest()}
-    if artefacts.read_json(path.with_suffix(".json")) == origin and path.is_file():
-        return
     lines = list(summary(Grid(results, run.config.report, run.config.seed, labels)))
     artefacts.write_csv(path, COLUMNS, [line.row() for line in lines])
-    artefacts.write_json(path.with_suffix(".json"), origin)
     for line in lines:
         if line.marks and not line.control:
             where = "" if line.removed_fraction is None else f" at {line.removed_fraction:.0%}"

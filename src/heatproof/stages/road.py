@@ -1,4 +1,4 @@
-"""road: what is left of the classifier's answer when removed pixels are imputed from their neighbours.
+"""road: ROAD: remove pixels, impute them from their neighbours and measure, without retraining.
 
 Both orders, without retraining; the fractions say what is *removed* (the ROAD code's LeRF names what it keeps: its
 LeRF at 30 percent is ours at 70). ROAD with retraining is evaluate-attribution-maps-roar with `fill: noisy_linear`.
@@ -22,6 +22,7 @@ from heatproof.metrics import perturbation, road, statistics
 from heatproof.metrics.score import Curve, Score, Scored
 from heatproof.stages.evaluate import Images, Subject, evaluate
 from heatproof.stages.infilled import Removal
+from heatproof.stages.plan import Artefact
 from heatproof.stages.run import Run, fill_origin
 
 RESULTS_VERSION = 2
@@ -78,7 +79,7 @@ class RoadTest:
         )
         found = {"probability": scores.probability, "predicted": scores.prediction}
         # Of other classes than the classifier's, a label cannot be compared with what is predicted.
-        return found if subject.plan.labels_are_outputs else found | {"label": np.full(len(images), -1)}
+        return found if subject.extraction.labels_are_outputs else found | {"label": np.full(len(images), -1)}
 
     def read(self, column: Callable[[str], NDArray[Any]]) -> Iterator[Scored | Curve]:
         """The gap of the orders, areas, and answers at each fraction."""
@@ -121,40 +122,39 @@ def test(settings: config.Config) -> RoadTest:
     return RoadTest(config.section(settings, RoadTest.section, config.Road))
 
 
+def tables(run: Run, files: Sequence[Artefact[Any]]) -> list[Artefact[Any]]:
+    """How far the two orders rank the methods alike."""
+    settings = test(run.config).settings
+    origin = {
+        "files": {file.path.stem: file.origin for file in files},
+        "controls": [method.name for method in settings.methods() if method.control],
+        "code": [RESULTS_VERSION, statistics.RESULTS_VERSION],
+    }
+    return [Artefact(run.config.outdir / RoadTest.section / "consistency.csv", origin, None)]
+
+
 def run(run: Run) -> None:
     """Computes what is missing or stale of every method's answers, summarises them, and compares the two orders."""
     found = test(run.config)
     files = evaluate(run, found.settings, found)
-    if not run.dry_run:
-        _write_consistency(run, found, files)
+    (consistency,) = tables(run, files)
+    if not consistency.is_complete():
+        _write_consistency(consistency, found, run.config.seed, {file.path.stem: file.path for file in files})
 
 
-def _write_consistency(run: Run, test: RoadTest, files: Mapping[str, Path]) -> None:
+def _write_consistency(place: Artefact[Any], test: RoadTest, seed: int, files: Mapping[str, Path]) -> None:
     """How far MoRF and LeRF rank the methods alike, with and without the controls, on images that all methods explain."""
-    folder = run.config.outdir / test.section
-    readers = {name: store.RowReader(path) for name, path in files.items()}
-    controls = [method.name for method in test.settings.methods() if method.control]
-    origin = {
-        "files": {name: reader.origin for name, reader in readers.items()},
-        "controls": controls,
-        "code": RESULTS_VERSION,
-    }
-    if (artefacts.read_json(folder / "consistency.json") or {}).get("origin") == origin and (
-        folder / "consistency.csv"
-    ).is_file():
-        return
-    kept = {name: _Kept.of(reader.read) for name, reader in readers.items()}
+    controls = place.origin["controls"]
+    kept = {name: _Kept.of(store.RowReader(path).read) for name, path in files.items()}
     sets = {"without controls": [name for name in kept if name not in controls], "with controls": list(kept)}
     lines = [
         line
         for score, (kind, names) in itertools.product(("accuracy", "probability"), sets.items())
-        for line in _consistency(score, kind, [getattr(kept[name], score) for name in names], test, run.config.seed)
+        for line in _consistency(score, kind, [getattr(kept[name], score) for name in names], test, seed)
     ]
     found = [dict(zip(CONSISTENCY, line, strict=True)) for line in lines]
-    artefacts.write_csv(
-        folder / "consistency.csv", CONSISTENCY, [["" if v is None else v for v in line] for line in lines]
-    )
-    artefacts.write_json(folder / "consistency.json", {"origin": origin, "consistency": found})
+    artefacts.write_csv(place.path, CONSISTENCY, [["" if v is None else v for v in line] for line in lines])
+    place.write(place.path, consistency=found)
 
 
 def _consistency(

@@ -1,4 +1,4 @@
-"""robustness: how far do maps move when their images change so little that nobody would see it?
+"""robustness: measure how far maps change when images are perturbed slightly.
 
 Reads each method's stored maps and explains perturbed images anew; writes robustness/<method>.h5 (per image and perturbed
 version the distances, no maps) and results.csv.

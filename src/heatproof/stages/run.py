@@ -1,27 +1,34 @@
 """What all stages of one configuration share: its data, device, models and folders."""
 
+import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from heatproof import artefacts, plugins, removal, runtime, seeding, threads
+from heatproof import artefacts, plugins, records, removal, runtime, seeding, threads
 from heatproof.config import Augmentation as AugmentationSection
-from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, Training
+from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, TrainCls
 from heatproof.datasets import Dataset, open_dataset, training_statistics
-from heatproof.errors import ConfigError, MissingInputError, ModelError
+from heatproof.errors import ConfigError, DamagedError, HeatproofError, MissingInputError, ModelError
 from heatproof.models import LoadedModel, Normalization, load, outputs
+from heatproof.models.probabilities import kind_of
 from heatproof.models.targets import Retargeted
+from heatproof.stages import names
+from heatproof.stages.plan import Artefact
 from heatproof.training.augmentation import Augmentation
 from heatproof.training.classifier import ClassifierRecipe, Named
 from heatproof.training.examples import Examples, Pixels, Removal
 
 logger = logging.getLogger(__name__)
+SPLITS = ("train", "validation", "test")
+IMAGES = artefacts.Unknown("the images", is_there=True)
+"""For what only the images tell, where a report is made without them."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +36,19 @@ class Run:
     """A configuration at work.
 
     Args:
-        config: the checked configuration.
-        dry_run: stages say what they would compute, and compute nothing.
+        config: the checked configuration; the run has it with dotted paths in the place of short names.
+        dry_run: stages say what they would compute, and compute nothing: no network is loaded.
+        is_reading: what is there is read, for a report; images that are not there are no error.
     """
 
     config: Config
     dry_run: bool = False
+    is_reading: bool = False
     device: torch.device = field(init=False)
+    _classifiers: dict[str, LoadedModel] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "config", names.with_paths(self.config))
         object.__setattr__(self, "device", runtime.resolve_device(self.config.device))
 
     @functools.cached_property
@@ -54,19 +65,54 @@ class Run:
             classes=data.classes,
         )
 
+    def view(self, *, is_reading: bool = False) -> "Run":
+        """The same run, looked at without loading or computing anything; it shares what is open already."""
+        seen = dataclasses.replace(self, dry_run=True, is_reading=is_reading)
+        object.__setattr__(seen, "_classifiers", self._classifiers)
+        for name in ("dataset", "statistics"):
+            if name in self.__dict__:
+                seen.__dict__[name] = self.__dict__[name]
+        return seen
+
     @functools.cached_property
     def statistics(self) -> Normalization:
         """Mean and standard deviation of the training split for each channel, in [0, 1]; computed once and kept."""
         path = self.config.outdir / "data" / "statistics.json"
         split = self.dataset.split("train")
-        origin = {"data": split.fingerprint}
-        kept = artefacts.read_json(path)
-        if kept is None or kept["origin"] != origin:
+        place = Artefact(path, {"data": split.fingerprint}, None)
+        content = place.status().content
+        if not content:
             mean, std = training_statistics(split)
-            kept = {"origin": origin, "mean": mean.tolist(), "std": std.tolist()}
+            content = {"mean": mean.tolist(), "std": std.tolist()}
             if not self.dry_run:
-                artefacts.write_json(path, kept)
-        return Normalization(tuple(kept["mean"]), tuple(kept["std"]))
+                content = place.write(**content)
+        return Normalization(tuple(content["mean"]), tuple(content["std"]))
+
+    @functools.cached_property
+    def has_images(self) -> bool:
+        """Whether the images are there; a report can do without them, a stage that computes cannot.
+
+        Raises:
+            HeatproofError: why they are not, unless this run is for reading.
+        """
+        try:
+            for name in self.dataset.splits:
+                self.dataset.split(name)
+        except HeatproofError as error:
+            if not self.is_reading:
+                raise
+            logger.info("the images are not there, so results are not compared with them: %s", error)
+            return False
+        return True
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The data set's splits, in the order of `SPLITS`; all three where the images are not there."""
+        return tuple(self.dataset.splits) if self.has_images else SPLITS
+
+    def fingerprint(self, split: str) -> Any:
+        """What identifies a split's images and labels in an origin."""
+        return self.dataset.split(split).fingerprint if self.has_images else IMAGES
 
     def examples(self, split: Pixels, removal: Removal | None = None) -> Examples:
         """A split's examples on this run's device, in memory where they fit."""
@@ -86,9 +132,7 @@ class Run:
             ModelError: where the section names no weights, or they do not fit.
             MissingInputError: where they are not there yet; ConfigError where no stage of this configuration makes them.
         """
-        weights = model.pretrained_weights
-        if weights is None:
-            raise ModelError(f"{model.arch}: pretrained_weights is not set; name a file of weights, or DEFAULT")
+        weights = _named_weights(model)
         trained = _of_training(model).get("origin", {}).get("model", {})
         if trained and trained.get("arch") == model.arch and trained.get("output", "softmax") != model.output:
             raise ModelError(
@@ -99,6 +143,55 @@ class Run:
         loaded.module.to(self.device).eval()
         self._read_outputs(model, loaded)
         return loaded
+
+    def classifier(self, model: Model) -> LoadedModel:
+        """As `trained`, and kept: for stages that leave it as it is."""
+        key = model.model_dump_json()
+        if key not in self._classifiers:
+            with torch.inference_mode(False):  # tensors that are made in inference mode have no gradients later
+                self._classifiers[key] = self.trained(model)
+        return self._classifiers[key]
+
+    def identity(self, model: Model) -> dict[str, Any]:
+        """What identifies a trained classifier in an origin, beside how it is built: weights, normalisation, kind of outputs.
+
+        What cannot be known without loading it is unknown in a dry run.
+        """
+        if not self.dry_run:
+            return identity_of(self.classifier(model))
+        weights, section = Path(_named_weights(model)), model.normalization
+        unread = artefacts.Unknown(f"the classifier {model.arch}", is_there=True)
+        found: dict[str, Any] = {"weights": unread, "normalization": unread, "probabilities": unread}
+        if str(weights) == "DEFAULT" and not self.is_reading:
+            try:
+                return identity_of(self.classifier(model))
+            except MissingInputError as error:  # a dry run does not fetch them
+                logger.info("%s", error)
+        elif str(weights) != "DEFAULT":
+            try:
+                kept = records.beside(weights)
+            except DamagedError:
+                return dict.fromkeys(found, artefacts.Unknown(str(weights)))
+            if not weights.is_file():
+                missing = self._missing(model, weights)
+                if not isinstance(missing, MissingInputError) and not self.is_reading:
+                    raise missing
+                return dict.fromkeys(found, artefacts.Unknown(str(weights)))
+            found["weights"] = artefacts.sha256(weights)
+            if section is None and "normalization" in kept:
+                found["normalization"] = kept["normalization"]
+        if section is not None:
+            found["normalization"] = Normalization(tuple(section.mean), tuple(section.std)).plain
+        return found
+
+    def comparability(self, model: Model) -> dict[str, Any]:
+        """What an origin says where class k of the data set need not be output k of the classifier.
+
+        Nothing where it is: scores that do not compare labels with outputs have the same origin for good.
+        """
+        if self.dry_run:
+            return {"labels_are_outputs": artefacts.Unknown(f"the classifier {model.arch}", is_there=True)}
+        return {} if self.labels_are_outputs(model, self.classifier(model)) else {"labels_are_outputs": False}
 
     def _missing(self, model: Model, weights: Path) -> MissingInputError | ConfigError:
         if self.config.outdir.absolute() in weights.absolute().parents:
@@ -206,7 +299,7 @@ class Run:
         threads.raise_for(loaded.module, self.dataset.size)
         return loaded
 
-    def recipe(self, section: Training) -> ClassifierRecipe:
+    def recipe(self, section: TrainCls) -> ClassifierRecipe:
         """How a section says to train, checked."""
         recipe = ClassifierRecipe(
             optimizer=_named(section.optimizer),
@@ -224,11 +317,22 @@ class Run:
         return recipe
 
 
+def identity_of(loaded: LoadedModel) -> dict[str, Any]:
+    """What identifies a classifier that is loaded in an origin."""
+    kind = kind_of(loaded.module)
+    known = {"weights": loaded.weights_sha256, "normalization": loaded.normalization.plain}
+    return known if kind == "softmax" else known | {"probabilities": kind}
+
+
+def _named_weights(model: Model) -> str:
+    if model.pretrained_weights is None:
+        raise ModelError(f"{model.arch}: pretrained_weights is not set; name a file of weights, or DEFAULT")
+    return model.pretrained_weights
+
+
 def _of_training(model: Model) -> dict[str, Any]:
     """What train-cls left beside the weights that a section names; empty where it did not make them."""
-    weights = model.pretrained_weights
-    kept = artefacts.read_json(Path(weights).with_suffix(".json")) if weights else None
-    return kept if isinstance(kept, dict) else {}
+    return records.beside(Path(model.pretrained_weights)) if model.pretrained_weights else {}
 
 
 def _names_in(path: Path, classes: int) -> tuple[str, ...]:
@@ -271,24 +375,38 @@ def build_fill(
 
 def means_for(run: Run, name: str, normalization: Callable[[], Normalization]) -> dict[str, tuple[float, ...]]:
     """The mean colours that a fill takes, by the names of its parameters."""
-    target = removal.named_fill(name)
-    means: dict[str, tuple[float, ...]] = {}
-    if plugins.wants(target, "mean"):
+
+    def training_mean() -> tuple[float, ...]:
         # Data without a training part: the classifier's own normalisation tells the mean of what it was trained on.
-        means["mean"] = run.statistics.mean if "train" in run.dataset.splits else normalization().mean
-    if plugins.wants(target, "normalization_mean"):
-        means["normalization_mean"] = normalization().mean
-    return means
+        return run.statistics.mean if "train" in run.dataset.splits else normalization().mean
+
+    means = {"mean": training_mean, "normalization_mean": lambda: normalization().mean}
+    return {key: mean() for key, mean in plugins.given(removal.named_fill(name), means).items()}
+
+
+def means_origin(run: Run, name: str, normalization: Callable[[], Normalization]) -> Any:
+    """The mean colours that a fill takes, for an origin; a dry run neither reads images nor loads a network to know them."""
+    target = removal.named_fill(name)
+    if run.dry_run and any(plugins.wants(target, mean) for mean in ("mean", "normalization_mean")):
+        return artefacts.Unknown("the mean colours", is_there=True)
+    return means_for(run, name, normalization)
+
+
+def content_of_file(path: Path) -> Any:
+    """A file's SHA-256 for an origin; unknown before it is there."""
+    return artefacts.sha256(path) if path.is_file() else artefacts.Unknown(str(path))
 
 
 def fill_origin(asked: str | Plugin) -> Any:
-    """What a fill adds to an origin: its name and options, files by their content."""
-    return asked if isinstance(asked, str) else {**artefacts.with_content(asked.options), "name": asked.name}
+    """What a fill adds to an origin: its name, in one spelling, and options, files by their content."""
+    if isinstance(asked, str):
+        return removal.fill_name(asked) or asked
+    return {**artefacts.with_content(asked.options), "name": removal.fill_name(asked.name) or asked.name}
 
 
-def training_origin(section: Training) -> dict[str, Any]:
+def training_origin(section: TrainCls) -> dict[str, Any]:
     """What a training depends on, apart from data, weights and seed."""
-    origin = section.model_dump(mode="json", include=set(Training.model_fields) - {"model"})
+    origin = section.model_dump(mode="json", include=set(TrainCls.model_fields) - {"model"})
     # What came later is named only where it is used: the same training has the same origin for good.
     for part, later in (
         (origin, ("scheduler_per_batch", "patience")),
@@ -305,11 +423,6 @@ def model_origin(model: Model) -> dict[str, Any]:
     origin = model.model_dump(mode="json", include={"arch", "constructor_args", "transformer"})
     # What came later is named only where it is used: the same network has the same origin for good.
     return origin if model.output == "softmax" else origin | {"output": model.output}
-
-
-def why_stale(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The first differences between two origins, for the log."""
-    return "; ".join(artefacts.differences(found, wanted)[:3])
 
 
 def _named(plugin: Plugin) -> Named:

@@ -1,4 +1,4 @@
-"""sanity-checks: do maps change when the classifier forgets what it has learnt? A map that does not explains nothing of it.
+"""sanity-checks: test whether maps change when the classifier's weights are randomised.
 
 Of the sampled images, each method's maps of the intact classifier are compared with its maps of
 - classifiers with randomised layers (MPRT): cascading from the top or the bottom, or one layer at a time;
@@ -14,29 +14,28 @@ convincing and yet pass none of this.
 """
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from heatproof import artefacts, config, runtime, seeding, store
 from heatproof.datasets import Split
-from heatproof.errors import ConfigError
+from heatproof.errors import ConfigError, HeatproofError
 from heatproof.methods.explainer import Explainer
 from heatproof.metrics import agreement, statistics
 from heatproof.models import LoadedModel, randomisation
-from heatproof.models.weights import state_sha256
-from heatproof.stages.evaluate import StoredMaps, stored_maps
-from heatproof.stages.extract import Extraction, IntactImages, is_complete
+from heatproof.models.weights import read_weights, state_sha256
+from heatproof.stages.evaluate import SampledMaps
+from heatproof.stages.extract import Extraction, IntactImages, Source, content_of
+from heatproof.stages.plan import Artefact
 from heatproof.stages.robustness import name_left_out
 from heatproof.stages.run import Run, model_origin, training_origin
 from heatproof.stages.trained import Trained
@@ -59,16 +58,18 @@ Similarity = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.flo
 
 
 @dataclass(frozen=True)
-class Other:
-    """One thing that the intact maps are compared with.
+class Step:
+    """One thing that the intact maps are compared with: another network, or other classes.
 
     Args:
-        name: of its folder, and of its layer in the results.
-        plan: makes the maps.
+        name: of its folder.
+        maps: each method's maps of it, by the method's name.
+        build: makes what computes the maps.
     """
 
     name: str
-    plan: Extraction
+    maps: Mapping[str, Artefact[Source]]
+    build: Callable[[], "GivenTargets"]
 
     @property
     def layer(self) -> str:
@@ -78,12 +79,26 @@ class Other:
 
 @dataclass(frozen=True)
 class Check:
-    """A check, and its steps; `complete` where after the last one nothing that was learnt is left."""
+    """A check and its steps.
+
+    Args:
+        name: of its folder.
+        steps: what the intact maps are compared with; unknown where the classifier is not there, whose layers they are.
+        complete: whether after the last step nothing that was learnt is left.
+        origin: what its similarities depend on beside the maps.
+        informative: whether the step can tell anything.
+    """
 
     name: str
-    others: Sequence[Callable[[], Other]]
+    steps: Sequence[Step] | artefacts.Unknown
     complete: bool
-    informative: bool = True
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    informative: bool | artefacts.Unknown = True
+
+    @property
+    def known(self) -> Sequence[Step]:
+        """The steps that are known."""
+        return () if isinstance(self.steps, artefacts.Unknown) else self.steps
 
 
 @dataclass(frozen=True)
@@ -91,25 +106,44 @@ class GivenTargets(Extraction):
     """An extraction that explains given classes, whatever its classifier predicts.
 
     Args:
-        targets: (len(split),) the class of each image; -1 where none is asked for.
+        targets: (len(split),) the class of each image; -1 where none is asked for; unknown before the intact maps are there.
+        unmade: what has to be made before the classifier is known that is explained; empty where that is the intact one.
+        is_there: whether nothing is missing to make it: a randomised classifier is never kept.
     """
 
-    targets: NDArray[np.int64]
+    targets: NDArray[np.int64] | artefacts.Unknown
+    unmade: str = ""
+    is_there: bool = True
 
     @classmethod
-    def beside(cls, plan: Extraction, targets: NDArray[np.int64], loaded: LoadedModel | None = None) -> "GivenTargets":
+    def beside(cls, intact: Extraction, targets: NDArray[np.int64] | artefacts.Unknown, **other: Any) -> "GivenTargets":
         """The same extraction for other classes, and perhaps of another classifier."""
-        known = {field.name: getattr(plan, field.name) for field in dataclasses.fields(Extraction)}
-        if loaded is not None:
-            known["loaded"] = loaded
-        return cls(**known, targets=targets)
+        known = {part.name: getattr(intact, part.name) for part in dataclasses.fields(Extraction)}
+        return cls(**known, targets=targets, **other)
+
+    def explaining(self, loaded: LoadedModel) -> "GivenTargets":
+        """The same of a classifier that has been made."""
+        return dataclasses.replace(self, given=loaded, unmade="")
+
+    def identity(self) -> dict[str, Any]:
+        """The classifier, as an origin says it; unknown before it is made."""
+        if not self.unmade:
+            return super().identity()
+        unmade = artefacts.Unknown(self.unmade, self.is_there)
+        return model_origin(self.model) | dict.fromkeys(("weights", "normalization", "probabilities"), unmade)
 
     def origin(
-        self, method: Explainer, split: Split, rows: NDArray[np.int64] | None = None, source: Path | None = None
+        self,
+        method: Explainer,
+        split: str,
+        rows: NDArray[np.int64] | artefacts.Unknown | None = None,
+        source: Path | None = None,
     ) -> dict[str, Any]:
         """As of any extraction; the classes by their hash."""
-        chosen = self.targets if rows is None else self.targets[rows]
-        given = hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()
+        given: Any = self.targets
+        if isinstance(self.targets, np.ndarray):
+            chosen = self.targets[rows] if isinstance(rows, np.ndarray) else self.targets
+            given = hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()
         return super().origin(method, split, rows, source) | {"target": {"given": given}}
 
     def provided(self, split: Split) -> dict[str, Any]:
@@ -118,129 +152,216 @@ class GivenTargets(Extraction):
 
     def intact(self, split: Split, indices: NDArray[np.int64]) -> IntactImages:
         """Reads and classifies some images; what is explained of them is given."""
+        assert isinstance(self.targets, np.ndarray)
         return dataclasses.replace(super().intact(split, indices), target=self.targets[indices])
+
+
+def plan(run: Run) -> list[Artefact[Any]]:
+    """The maps of all steps, their similarities to the intact ones, and the summary."""
+    section = config.section(run.config, SECTION, config.SanityChecks)
+    sampled = SampledMaps.of(run, section)
+    checks = _checks(run, section, sampled)
+    trained = [] if section.data_randomisation is None else [_permuted(run, section, section.data_randomisation)]
+    maps = [file for check in checks for step in check.known for file in step.maps.values()]
+    similarities = _similarities(run, checks, sampled)
+    return [*trained, *maps, *similarities, _summary(run, section, checks, similarities)]
 
 
 def run(run: Run) -> None:
     """Computes what is missing or stale of the maps and similarities, and summarises them."""
     section = config.section(run.config, SECTION, config.SanityChecks)
     name_left_out(SECTION, section)
-    stored = stored_maps(run, section)
-    if run.dry_run and not all(path.is_file() for path in stored.files.values()):
-        return
-    folder = run.config.outdir / SECTION
-    intact = {name: store.MapReader(path) for name, path in stored.files.items()}
-    origins: dict[str, Any] = {}
-    checks = _checks(run, section, stored, next(iter(intact.values())))
+    sampled = SampledMaps.of(run, section)
+    intact = sampled.make()
+    split = run.dataset.split("test")
+    if section.data_randomisation is not None:
+        _train_on_permuted_labels(run, section, section.data_randomisation)
+    checks = _checks(run, section, sampled)
     for check in checks:
-        names, files = _maps(check, stored, folder / check.name)
-        for method, reader in intact.items():
-            others = [paths[method] for paths in files]
-            if all(path.is_file() for path in others):
-                path = folder / check.name / f"{method}.h5"
-                origin = _compare(section, stored, reader, names, others, path)
-                origins[f"{check.name}/{method}"] = origin
-    if not run.dry_run:
-        _write_results(section, run, checks, origins)
+        files: list[Artefact[Any]] = [
+            *_similarities(run, [check], sampled),
+            *(file for step in check.known for file in step.maps.values()),
+        ]
+        if all(file.status().is_complete for file in files):
+            for file in files:
+                file.remove_leftovers()
+            continue
+        for step in check.known:  # one randomised classifier at a time is held
+            extraction = step.build()
+            paths = {name: file.path for name, file in step.maps.items()}
+            rows = next(iter(step.maps.values())).job.rows
+            extraction.extract(split, extraction.plan("test", paths, rows), run.config.outdir / SECTION)
+        for file in _similarities(run, [check], sampled):
+            if not file.is_complete():
+                others = [step.maps[file.path.stem].path for step in check.known]
+                _compare(section, sampled.chosen, intact[file.path.stem], others, file)
+    similarities = _similarities(run, checks, sampled)
+    summary = _summary(run, section, checks, similarities)
+    if not summary.is_complete():
+        _write_results(section, run.config.seed, checks, summary)
 
 
 # --- what the intact maps are compared with
 
 
-def _checks(run: Run, section: config.SanityChecks, stored: StoredMaps, intact: store.MapReader) -> list[Check]:
-    plan = stored.plan
-    targets = np.full(len(stored.split), -1)
-    targets[stored.rows] = intact.targets[intact.rows_of(stored.rows)]
-    names = randomisation.layers(plan.loaded.module, section.layer_depth)
+def _checks(run: Run, section: config.SanityChecks, sampled: SampledMaps) -> list[Check]:
+    intact, targets = sampled.extraction, _targets(sampled)
+    names = _layers(run, section)
+    origin = {
+        "model": intact.identity(),
+        "initialisation": section.initialisation,
+        "keep_statistics": section.keep_statistics,
+        "randomisation": randomisation.RESULTS_VERSION,
+    }
     checks = []
     for order in section.orders:
-        steps = randomisation.steps(names, order)
-        others = [
-            functools.partial(_randomised, run, section, plan, targets, f"{number:02d}_{step.layer}", step)
-            for number, step in enumerate(steps, start=1)
-        ]
-        checks.append(Check(order, others, complete=order in CASCADES))
+        steps: list[Step] | artefacts.Unknown = artefacts.Unknown("the classifier")
+        if names is not None:
+            steps = [
+                _randomised(run, section, sampled, targets, Path(order) / f"{number:02d}_{step.layer}", step)
+                for number, step in enumerate(randomisation.steps(names, order), start=1)
+            ]
+        checks.append(Check(order, steps, order in CASCADES, origin))
     if section.random_logit:
-        other = functools.partial(_other_class, run, plan, targets, stored.rows)
-        checks.append(Check("random_logit", [other], complete=False))
+        extraction = GivenTargets.beside(intact, _other_classes(run, sampled, targets))
+        step = _step(run, sampled, Path("random_logit") / "other-class", extraction, lambda: extraction)
+        checks.append(Check("random_logit", [step], complete=False))
     if section.data_randomisation is not None:
-        trained, accuracy = _trained_on_permuted_labels(run, section, section.data_randomisation)
-        if trained is not None:
-            other = functools.partial(Other, "permuted-labels", GivenTargets.beside(plan, targets, trained))
-            enough = accuracy >= section.data_randomisation.until_accuracy
-            checks.append(Check("data_randomisation", [other], complete=True, informative=enough))
+        checks.append(_data_randomisation(run, section, section.data_randomisation, sampled, targets))
     return checks
+
+
+def _layers(run: Run, section: config.SanityChecks) -> list[str] | None:
+    try:
+        module = run.classifier(section.model).module
+    except HeatproofError:
+        if not run.dry_run:
+            raise
+        return None
+    return randomisation.layers(module, section.layer_depth)
+
+
+def _targets(sampled: SampledMaps) -> NDArray[np.int64] | artefacts.Unknown:
+    """The classes that the intact maps explain, by index in the split; -1 for images that are not sampled."""
+    file = next(iter(sampled.maps.values()))
+    if isinstance(sampled.rows, artefacts.Unknown) or not file.status().is_complete:
+        return artefacts.Unknown(str(file.path))
+    reader = store.MapReader(file.path)
+    targets = np.full(len(sampled.extraction.run.dataset.split("test")), -1)
+    targets[sampled.rows] = reader.targets[reader.rows_of(sampled.rows)]
+    return targets
+
+
+def _step(
+    run: Run, sampled: SampledMaps, name: Path, extraction: GivenTargets, build: Callable[[], GivenTargets]
+) -> Step:
+    folder = run.config.outdir / SECTION / name
+    paths = {method.name: folder / method.name / "test.h5" for method in extraction.methods}
+    rows: NDArray[np.int64] | artefacts.Unknown | None = sampled.rows
+    if isinstance(rows, np.ndarray) and len(rows) == len(run.dataset.split("test")):
+        rows = None
+    files = extraction.plan("test", paths, rows)
+    return Step(name.name, {file.job.method.name: file for file in files}, build)
 
 
 def _randomised(
     run: Run,
     section: config.SanityChecks,
-    plan: Extraction,
-    targets: NDArray[np.int64],
-    name: str,
+    sampled: SampledMaps,
+    targets: NDArray[np.int64] | artefacts.Unknown,
+    name: Path,
     step: randomisation.Step,
-) -> Other:
-    module = randomisation.randomised(
-        plan.loaded.module,
-        step.randomised,
-        run.config.seed,
-        initialisation=section.initialisation,
-        keep_statistics=section.keep_statistics,
-    )
-    loaded = dataclasses.replace(plan.loaded, module=module, weights_sha256=state_sha256(module))
-    return Other(name, GivenTargets.beside(plan, targets, loaded))
+) -> Step:
+    extraction = GivenTargets.beside(sampled.extraction, targets, unmade=f"the classifier of {name}")
+
+    def build() -> GivenTargets:
+        loaded = sampled.extraction.loaded
+        module = randomisation.randomised(
+            loaded.module,
+            step.randomised,
+            run.config.seed,
+            initialisation=section.initialisation,
+            keep_statistics=section.keep_statistics,
+        )
+        return extraction.explaining(dataclasses.replace(loaded, module=module, weights_sha256=state_sha256(module)))
+
+    return _step(run, sampled, name, extraction, build)
 
 
-def _other_class(run: Run, plan: Extraction, targets: NDArray[np.int64], rows: NDArray[np.int64]) -> Other:
-    """The intact classifier, and for each image a class other than the one that is explained."""
-    if plan.class_count < 2:
+def _other_classes(
+    run: Run, sampled: SampledMaps, targets: NDArray[np.int64] | artefacts.Unknown
+) -> NDArray[np.int64] | artefacts.Unknown:
+    """For each image a class other than the one that is explained."""
+    if isinstance(targets, artefacts.Unknown):
+        return targets
+    classes = store.MapReader(next(iter(sampled.maps.values())).path).classes
+    if classes < 2:
         raise ConfigError("sanity_checks.random_logit: the classifier has one class only; set it to false")
     others = targets.copy()
-    for index in rows.tolist():
-        drawn = int(seeding.generator(run.config.seed, "random_logit", index).integers(plan.class_count - 1))
+    for index in sampled.chosen.tolist():
+        drawn = int(seeding.generator(run.config.seed, "random_logit", index).integers(classes - 1))
         others[index] = drawn + (drawn >= targets[index])
-    return Other("other-class", GivenTargets.beside(plan, others))
+    return others
 
 
-def _trained_on_permuted_labels(
-    run: Run, section: config.SanityChecks, asked: config.DataRandomisation
-) -> tuple[LoadedModel | None, float]:
-    """The network and its accuracy on the permuted training labels; trained where it is not there, but in a dry run."""
-    training = config.section(run.config, "train_cls", config.Training)
+def _data_randomisation(
+    run: Run,
+    section: config.SanityChecks,
+    asked: config.DataRandomisation,
+    sampled: SampledMaps,
+    targets: NDArray[np.int64] | artefacts.Unknown,
+) -> Check:
+    place = _permuted(run, section, asked)
+    kept = place.status().content
+    extraction = GivenTargets.beside(sampled.extraction, targets, unmade=str(place.path), is_there=bool(kept))
+
+    def build() -> GivenTargets:
+        loaded = run.fresh(config.section(run.config, "train_cls", config.TrainCls).model, SECTION)
+        loaded.module.load_state_dict(read_weights(place.path))
+        loaded.module.eval()
+        return extraction.explaining(dataclasses.replace(loaded, weights_sha256=artefacts.sha256(place.path)))
+
+    informative: bool | artefacts.Unknown = artefacts.Unknown(str(place.path))
+    weights: Any = informative
+    if kept:
+        informative = float(kept["train_accuracy"]) >= asked.until_accuracy
+        weights = artefacts.sha256(place.path)
+    step = _step(run, sampled, Path("data_randomisation") / "permuted-labels", extraction, build)
+    return Check("data_randomisation", [step], True, {"weights": weights}, informative)
+
+
+def _permuted(run: Run, section: config.SanityChecks, asked: config.DataRandomisation) -> Trained:
+    """The network that knows permuted training labels by heart."""
+    training = config.section(run.config, "train_cls", config.TrainCls)
     if model_origin(training.model) != model_origin(section.model):
         raise ConfigError(
             f"sanity_checks.data_randomisation: trains {training.model.arch} of train_cls.model, but the maps explain "
             f"{section.model.arch}; name one network in both, or leave data_randomisation out"
         )
-    folder = run.config.outdir / SECTION / "data_randomisation"
     origin = {
-        "data": run.dataset.split("train").fingerprint,
+        "data": run.fingerprint("train"),
         "model": model_origin(training.model),
         "training": training_origin(training) | asked.model_dump() | {"augmentation": None, "scheduler": None},
         "seed": run.config.seed,
         "code": classifier.RESULTS_VERSION,
     }
-    place = Trained(folder / "permuted_labels.pth", origin)
+    return Trained(run.config.outdir / SECTION / "data_randomisation" / "permuted_labels.pth", origin)
+
+
+def _train_on_permuted_labels(run: Run, section: config.SanityChecks, asked: config.DataRandomisation) -> None:
+    """Trains the network where it is not there; warns where it knows too little."""
+    place = _permuted(run, section, asked)
     kept = place.kept()
-    if kept is not None:
-        logger.info("%s: complete", place.weights)
-    elif run.dry_run:
-        return None, 0.0
-    else:
-        kept = _train(run, training, asked, place)
-    accuracy = float(kept["train_accuracy"])
-    if accuracy < asked.until_accuracy:
+    if kept is None:
+        kept = _train(run, config.section(run.config, "train_cls", config.TrainCls), asked, place)
+    if float(kept["train_accuracy"]) < asked.until_accuracy:
         logger.warning(
             "%s: knows %.1f %% of the permuted labels, less than until_accuracy: what its maps look like tells nothing; "
-            "raise sanity_checks.data_randomisation.nb_epochs", place.weights, 100 * accuracy,
+            "raise sanity_checks.data_randomisation.nb_epochs", place.path, 100 * float(kept["train_accuracy"]),
         )  # fmt: skip
-    loaded = run.fresh(training.model, SECTION)
-    loaded.module.load_state_dict(torch.load(place.weights, weights_only=True))
-    loaded.module.eval()
-    return dataclasses.replace(loaded, weights_sha256=kept["weights_sha256"]), accuracy
 
 
-def _train(run: Run, training: config.Training, asked: config.DataRandomisation, place: Trained) -> dict[str, Any]:
+def _train(run: Run, training: config.TrainCls, asked: config.DataRandomisation, place: Trained) -> dict[str, Any]:
     loaded = run.fresh(training.model, SECTION)
     # What helps to generalise hinders to learn by heart: images that are never the same twice, rates that fade early.
     recipe = dataclasses.replace(
@@ -265,25 +386,11 @@ def _train(run: Run, training: config.Training, asked: config.DataRandomisation,
         describe="permuted labels",
     )
     kept = place.leave(fitted.state, train_accuracy=fitted.best.validation_accuracy, epochs=len(fitted.history))
-    runtime.record_time(place.weights.parent.parent, "permuted labels", len(split) * len(fitted.history), started)
+    runtime.record_time(place.path.parent.parent, "permuted labels", len(split) * len(fitted.history), started)
     return kept
 
 
 # --- maps and similarities
-
-
-def _maps(check: Check, stored: StoredMaps, folder: Path) -> tuple[list[str], list[dict[str, Path]]]:
-    """Names of the check's steps, and for each a file of maps for every method."""
-    split = stored.split
-    rows = None if len(stored.rows) == len(split) else stored.rows
-    names, files = [], []
-    for build in check.others:  # one randomised classifier at a time is held
-        other = build()
-        paths = {m.name: folder / other.name / m.name / f"{split.name}.h5" for m in other.plan.methods}
-        other.plan.extract(split, paths, folder.parent, rows=rows)
-        names.append(other.layer)
-        files.append(paths)
-    return names, files
 
 
 def similarities(size: tuple[int, int]) -> dict[str, Similarity]:
@@ -299,35 +406,45 @@ def similarities(size: tuple[int, int]) -> dict[str, Similarity]:
     return dict(zip(SCORES, (agreement.spearman, agreement.abs_spearman, ssim, hog), strict=True))
 
 
+def _similarities(run: Run, checks: Sequence[Check], sampled: SampledMaps) -> list[Artefact[None]]:
+    """One file of similarities for each check and method: every image and step."""
+    contents = sampled.contents()
+    files = []
+    for check in checks:
+        is_known = not isinstance(check.steps, artefacts.Unknown)
+        for method, content in contents.items():
+            origin = {
+                "intact": content,
+                "others": [content_of(step.maps[method]) for step in check.known] if is_known else check.steps,
+                "layers": [step.layer for step in check.known] if is_known else check.steps,
+                "rows": sampled.named_rows(),
+                "code": agreement.RESULTS_VERSION,
+                **check.origin,
+            }
+            files.append(Artefact(run.config.outdir / SECTION / check.name / f"{method}.h5", origin, None))
+    return files
+
+
 def _compare(
     section: config.SanityChecks,
-    stored: StoredMaps,
+    rows: NDArray[np.int64],
     intact: store.MapReader,
-    layers: Sequence[str],
     others: Sequence[Path],
-    path: Path,
-) -> dict[str, Any]:
-    """Makes one method's file of similarities complete: every image and step; returns its origin."""
+    file: Artefact[None],
+) -> None:
+    """Makes one method's file of similarities."""
+    path = file.path
     readers = [store.MapReader(other) for other in others]
-    origin = {
-        "intact": intact.content_id(),
-        "others": [reader.content_id() for reader in readers],
-        "layers": list(layers),
-        "rows": stored.rows.tolist(),
-        "code": agreement.RESULTS_VERSION,
-    }
-    if is_complete(path, origin) or stored.plan.run.dry_run:
-        return origin
     scores = similarities(intact.size)
     columns = [store.Column("index", "int64")]
     columns += [store.Column(score, "float64", (len(readers),)) for score in scores]
     writer = store.RowWriter(
-        path, columns, rows=len(stored.rows), origin=origin, kind=FORMAT, rows_per_shard=section.batch_size
+        path, columns, rows=len(rows), origin=file.origin, kind=FORMAT, rows_per_shard=section.batch_size
     )
     missing = writer.missing()
     with runtime.progress(sum(b.stop - b.start for b in missing), f"{path.parent.name} {path.stem}") as bar:
         for block in missing:
-            index = stored.rows[block.start : block.stop]
+            index = rows[block.start : block.stop]
             before = intact.maps(intact.rows_of(index)).astype(np.float64)
             found: dict[str, list[NDArray[np.float64]]] = {score: [] for score in scores}
             for reader in readers:
@@ -337,35 +454,38 @@ def _compare(
             writer.write(block, {"index": index, **{score: np.stack(parts, axis=1) for score, parts in found.items()}})
             bar.update(len(index))
     writer.finish()
-    return origin
 
 
 # --- the summary
 
 
-def _write_results(
-    section: config.SanityChecks, run: Run, checks: Sequence[Check], origins: Mapping[str, Mapping[str, Any]]
-) -> None:
-    folder = run.config.outdir / SECTION
+def _summary(
+    run: Run, section: config.SanityChecks, checks: Sequence[Check], similarities: Sequence[Artefact[None]]
+) -> Artefact[None]:
     origin = {
-        "origins": origins,
+        "origins": {f"{file.path.parent.name}/{file.path.stem}": file.origin for file in similarities},
+        "methods": {method.name: [method.control, method.method] for method in section.methods()},
         "low_similarity": section.low_similarity,
-        "informative": {c.name: c.informative for c in checks},
+        "informative": {check.name: check.informative for check in checks},
+        "code": statistics.RESULTS_VERSION,
     }
-    if artefacts.read_json(folder / "results.json") == {"origin": origin} and (folder / "results.csv").is_file():
-        return
+    return Artefact(run.config.outdir / SECTION / "results.csv", origin, None)
+
+
+def _write_results(section: config.SanityChecks, seed: int, checks: Sequence[Check], summary: Artefact[None]) -> None:
+    folder = summary.path.parent
     lines = []
     for check, method in itertools.product(checks, section.methods()):
         independent = method.method.startswith(CONTROLS)
-        for step, layer, score, summary in _summaries(folder / check.name / f"{method.name}.h5", run.config.seed):
+        for step, layer, score, found in _summaries(folder / check.name / f"{method.name}.h5", seed):
             said = ""
-            if check.complete and step == len(check.others):
-                said = verdict(summary, section.low_similarity) if check.informative else "not testable"
+            if check.complete and step == len(check.known):
+                said = verdict(found, section.low_similarity) if check.informative else "not testable"
             lines.append(
-                [method.name, method.control, independent, check.name, step, layer, score, "neither", *summary, said]
+                [method.name, method.control, independent, check.name, step, layer, score, "neither", *found, said]
             )
-    artefacts.write_csv(folder / "results.csv", LINE, lines)
-    artefacts.write_json(folder / "results.json", {"origin": origin})
+    artefacts.write_csv(summary.path, LINE, lines)
+    summary.write(summary.path)
 
 
 def _summaries(path: Path, seed: int) -> Iterator[tuple[int, str, str, statistics.Summary]]:

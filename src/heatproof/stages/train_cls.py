@@ -1,4 +1,4 @@
-"""train-cls: trains the classifier whose maps are tested.
+"""train-cls: train the classifier that is explained.
 
 Reads the data set; writes train_cls/best_model.pth (tensors only), best_model.json (normalisation, accuracies,
 origin), history.csv and TensorBoard scalars. Killed, it goes on from the last epoch.
@@ -19,15 +19,20 @@ from heatproof.training import classifier
 logger = logging.getLogger(__name__)
 
 
+def plan(run: Run) -> list[Trained]:
+    """The classifier."""
+    section = config.section(run.config, "train_cls", config.TrainCls)
+    return [Trained(run.config.outdir / "train_cls" / "best_model.pth", _origin(run, section))]
+
+
 def run(run: Run) -> None:
     """Trains unless a model of the same origin is there."""
-    section = config.section(run.config, "train_cls", config.Training)
-    folder = run.config.outdir / "train_cls"
-    place = Trained(folder / "best_model.pth", _origin(run, section))
+    section = config.section(run.config, "train_cls", config.TrainCls)
+    (place,) = plan(run)
+    folder = place.path.parent
     kept = place.kept()
     if kept is not None:
-        logger.info("%s: complete, test accuracy %.2f %%", place.weights, 100 * kept["test_accuracy"])
-    if kept is not None or run.dry_run:
+        logger.info("%s: test accuracy %.2f %%", place.path, 100 * kept["test_accuracy"])
         return
     loaded = run.fresh(section.model, "train")
     recipe = run.recipe(section)
@@ -55,6 +60,7 @@ def run(run: Run) -> None:
     )  # fmt: skip
     place.leave(
         fitted.state,
+        folder / "history.csv",
         normalization=loaded.normalization.plain,
         class_names=run.dataset.class_names,
         epochs=len(fitted.history),
@@ -65,10 +71,10 @@ def run(run: Run) -> None:
     runtime.record_time(folder, "train-cls", len(run.dataset.split("train")) * len(fitted.history), started)
 
 
-def _origin(run: Run, section: config.Training) -> dict[str, Any]:
+def _origin(run: Run, section: config.TrainCls) -> dict[str, Any]:
     weights = section.model.pretrained_weights
     return {
-        "data": {name: run.dataset.split(name).fingerprint for name in ("train", "validation")},
+        "data": {name: run.fingerprint(name) for name in ("train", "validation")},
         "model": model_origin(section.model),
         "start": artefacts.sha256(Path(weights)) if weights and Path(weights).is_file() else weights,
         "normalization": None if section.model.normalization is None else section.model.normalization.model_dump(),

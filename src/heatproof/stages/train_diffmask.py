@@ -1,4 +1,4 @@
-"""train-diffmask: learns which patches the classifier needs, for the attribution method DiffMask.
+"""train-diffmask: train the gates of Vision DiffMask, which select the patches that the classifier needs.
 
 Reads the data set and the classifier; writes train_diffmask/best_model.pth (tensors only), best_model.json (origin, scores),
 history.csv, TensorBoard scalars and pictures of masks. Killed, it goes on from the last checkpoint.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from heatproof import artefacts, config, runtime, seeding
+from heatproof import config, runtime, seeding
 from heatproof.errors import MissingInputError
 from heatproof.models import LoadedModel, frozen_eval
 from heatproof.models.diffmask import DiffMaskNetwork, explainer_for, read_explainer
@@ -22,7 +22,7 @@ from heatproof.models.masking import Masking, masking_of
 from heatproof.models.probabilities import divergences, kind_of
 from heatproof.models.weights import put_weights
 from heatproof.report.masks import mask_panels
-from heatproof.stages.run import Run, model_origin
+from heatproof.stages.run import Run, content_of_file, model_origin
 from heatproof.stages.scalars import Scalars, as_pictures
 from heatproof.stages.trained import Trained
 from heatproof.training import diffmask
@@ -32,21 +32,26 @@ from heatproof.training.examples import Batch
 logger = logging.getLogger(__name__)
 
 
+def plan(run: Run) -> list[Trained]:
+    """The gates."""
+    section = config.section(run.config, "train_diffmask", config.TrainDiffmask)
+    return [Trained(run.config.outdir / "train_diffmask" / "best_model.pth", _origin(run, section))]
+
+
 def run(run: Run) -> None:
     """Trains unless an explainer of the same origin is there."""
     section = config.section(run.config, "train_diffmask", config.TrainDiffmask)
-    folder = run.config.outdir / "train_diffmask"
     recipe = recipe_of(section)
-    loaded = run.trained(section.model)
-    place = Trained(folder / "best_model.pth", _origin(run, section, loaded))
+    (place,) = plan(run)
+    folder = place.path.parent
     kept = place.kept()
     if kept is not None:
         logger.info(
-            "%s: complete, %.2f %% of the predictions stay with %.1f %% of the patches",
-            place.weights, 100 * kept["test"]["hard_agreement"], 100 * kept["test"]["hard_kept"],
+            "%s: %.2f %% of the predictions stay with %.1f %% of the patches",
+            place.path, 100 * kept["test"]["hard_agreement"], 100 * kept["test"]["hard_kept"],
         )  # fmt: skip
-    if kept is not None or run.dry_run:
         return
+    loaded = run.classifier(section.model)
     masking = masking_of(loaded.module, section.form, patch=section.patch, compat=section.compat)
     explainer = _fresh(run, section, loaded, masking)
     train, validation, test = (run.examples(run.dataset.split(name)) for name in ("train", "validation", "test"))
@@ -87,6 +92,7 @@ def run(run: Run) -> None:
     )  # fmt: skip
     place.leave(
         fitted.state,
+        folder / "history.csv",
         classifier_sha256=loaded.weights_sha256,
         epochs=len(fitted.history),
         best_epoch=fitted.best.epoch,
@@ -103,21 +109,21 @@ def recipe_of(section: config.TrainDiffmask) -> DiffMaskRecipe:
     return DiffMaskRecipe(epochs=section.nb_epochs, **section.model_dump(include=names))
 
 
-def _origin(run: Run, section: config.TrainDiffmask, loaded: LoadedModel) -> dict[str, Any]:
-    start = section.diffmask_checkpoint
-    if start is not None and not start.is_file():
+def _origin(run: Run, section: config.TrainDiffmask) -> dict[str, Any]:
+    start, known = section.diffmask_checkpoint, run.identity(section.model)
+    if start is not None and not start.is_file() and not run.dry_run:
         raise MissingInputError(
             f"{start}: no such file; train-diffmask makes it, or mend train_diffmask.diffmask_checkpoint"
         )
     return {
-        "data": {name: run.dataset.split(name).fingerprint for name in ("train", "validation", "test")},
+        "data": {name: run.fingerprint(name) for name in ("train", "validation", "test")},
         "model": model_origin(section.model),
-        "weights": loaded.weights_sha256,
-        "normalization": loaded.normalization.plain,
+        "weights": known["weights"],
+        "normalization": known["normalization"],
         "training": section.model_dump(
             mode="json", exclude={"model", "sample_images", "pictures_every", "diffmask_checkpoint"}
         ),
-        "start": None if start is None else artefacts.sha256(start),
+        "start": None if start is None else content_of_file(start),
         "seed": run.config.seed,
         "code": diffmask.RESULTS_VERSION,
     }

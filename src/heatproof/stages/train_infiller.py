@@ -1,4 +1,4 @@
-"""train-infiller: trains a small network to fill holes of the images at hand, and compares it with the other fills.
+"""train-infiller: train a small network to fill holes, and compare it with the other fills.
 
 Reads the data set; writes train_infiller/best_model.pth (tensors only), best_model.json (errors, origin), history.csv,
 TensorBoard scalars and pictures, and results.csv: PSNR in the holes and SSIM of each fill, on test images that no fill has
@@ -24,7 +24,8 @@ from heatproof.metrics import statistics
 from heatproof.metrics.reconstruction import picture_ssim, psnr_in_holes
 from heatproof.models.inpainting import GatedUNet
 from heatproof.stages.evaluate import sample
-from heatproof.stages.run import Run, build_fill
+from heatproof.stages.plan import Artefact
+from heatproof.stages.run import IMAGES, Run, build_fill
 from heatproof.stages.scalars import Scalars, as_pictures
 from heatproof.stages.trained import Trained
 from heatproof.training import infiller
@@ -48,30 +49,62 @@ COLUMNS = (
 PICTURES = 8  # rows in TensorBoard: original, with its hole, filled
 
 
+def plan(run: Run) -> list[Artefact[Any]]:
+    """The network, and the comparison of fills."""
+    section = config.section(run.config, "train_infiller", config.TrainInfiller)
+    network = _place(run, section)
+    return [network, *_comparison(run, section, network)]
+
+
+def _place(run: Run, section: config.TrainInfiller) -> Trained:
+    return Trained(run.config.outdir / "train_infiller" / "best_model.pth", _origin(run, section))
+
+
+def _comparison(run: Run, section: config.TrainInfiller, network: Trained) -> list[Artefact[Any]]:
+    """The table of how near each fill comes; none where there are no test images."""
+    if "test" not in run.splits:
+        return []
+    unmade = artefacts.Unknown(str(network.path))
+    index: Any = IMAGES
+    if run.has_images:
+        index = sample(run.config.seed, len(run.dataset.split("test")), section.test_samples).tolist()
+    origin = {
+        "network": artefacts.sha256(network.path) if network.status().is_complete else unmade,
+        "data": run.fingerprint("test"),
+        "index": index,
+        "fills": list(section.fills),
+        "seed": run.config.seed,
+        "code": [RESULTS_VERSION, infiller.RESULTS_VERSION],
+    }
+    return [Artefact(network.path.with_name("results.csv"), origin, None)]
+
+
 def run(run: Run) -> None:
     """Trains unless a network of the same origin is there; compares it with other fills unless that is done."""
     section = config.section(run.config, "train_infiller", config.TrainInfiller)
-    folder = run.config.outdir / "train_infiller"
-    for name in [] if run.dry_run else section.fills:
+    for name in section.fills:
         _fill(run, name)  # what is wrong with one shows before the training, not after it
     torch.manual_seed(seeding.derive(run.config.seed, infiller.PURPOSE, "weights"))
     network = GatedUNet(run.dataset.channels, section.width).to(run.device)
     threads.raise_for(network, run.dataset.size)  # here, so that the comparison has as many threads when it runs alone
-    place = Trained(folder / "best_model.pth", _origin(run, section))
+    place = _place(run, section)
     kept = place.kept()
     if kept is not None:
-        logger.info("%s: complete, mean error in the holes %.4f", place.weights, kept["validation_error"])
-    elif run.dry_run:
-        return
+        logger.info("%s: mean error in the holes %.4f", place.path, kept["validation_error"])
     else:
         _train(run, section, place, network)
-    _compare(run, section, folder)
+    comparison = _comparison(run, section, place)
+    if not comparison:
+        logger.info("%s: there are no test images to compare fills on", place.path.with_name("results.csv"))
+    for table in comparison:
+        if not table.is_complete():
+            _compare(run, section, table, place.path)
 
 
 def _train(run: Run, section: config.TrainInfiller, place: Trained, network: GatedUNet) -> None:
     train, validation = (run.dataset.split(name) for name in ("train", "validation"))
     started = time.monotonic()
-    with Scalars(place.weights.parent) as scalars:
+    with Scalars(place.path.parent) as scalars:
 
         def tell(history: Sequence[infiller.InfillerEpoch]) -> None:
             scalars.add([asdict(line) for line in history])
@@ -90,16 +123,17 @@ def _train(run: Run, section: config.TrainInfiller, place: Trained, network: Gat
         )
     place.leave(
         fitted.state,
+        place.path.with_name("history.csv"),
         best_epoch=fitted.best_epoch,
         epochs=section.nb_epochs,
         validation_error=fitted.best.validation_error,
     )
-    runtime.record_time(place.weights.parent, "train-infiller", len(train) * section.nb_epochs, started)
+    runtime.record_time(place.path.parent, "train-infiller", len(train) * section.nb_epochs, started)
 
 
 def _origin(run: Run, section: config.TrainInfiller) -> dict[str, Any]:
     return {
-        "data": {name: run.dataset.split(name).fingerprint for name in ("train", "validation")},
+        "data": {name: run.fingerprint(name) for name in ("train", "validation")},
         "training": section.model_dump(include={"width", "nb_epochs", "batch_size", "lr"}),
         "seed": run.config.seed,
         "code": infiller.RESULTS_VERSION,
@@ -117,35 +151,17 @@ def _pictures(run: Run, network: GatedUNet, split: Split) -> Image.Image:
     return Image.fromarray(np.concatenate(rows))
 
 
-def _compare(run: Run, section: config.TrainInfiller, folder: Path) -> None:
+def _compare(run: Run, section: config.TrainInfiller, table: Artefact[Any], network: Path) -> None:
     """Fills holes of test images with each fill, and says how near each comes."""
-    if "test" not in run.dataset.splits:
-        logger.info("%s: there are no test images to compare fills on", folder / "results.csv")
-        return
-    split = run.dataset.split("test")
-    index = sample(run.config.seed, len(split), section.test_samples)
-    origin = {
-        "network": artefacts.sha256(folder / "best_model.pth"),
-        "data": split.fingerprint,
-        "index": index.tolist(),
-        "fills": list(section.fills),
-        "seed": run.config.seed,
-        "code": [RESULTS_VERSION, infiller.RESULTS_VERSION],
-    }
-    kept = artefacts.read_json(folder / "results.json")
-    if kept == {"origin": origin} and (folder / "results.csv").is_file():
-        logger.info("%s: complete", folder / "results.csv")
-        return
-    if run.dry_run:
-        return
     started = time.monotonic()
-    fills = {LEARNED: removal.build_fill("LearnedInfill", checkpoint=str(folder / "best_model.pth"))}
+    split, index = run.dataset.split("test"), np.array(table.origin["index"])
+    fills = {LEARNED: removal.build_fill("LearnedInfill", checkpoint=str(network))}
     fills |= {name: _fill(run, name) for name in section.fills}
     lines = list(_lines(run, split, index, fills))
-    artefacts.write_csv(folder / "results.csv", COLUMNS, lines)
-    artefacts.write_json(folder / "results.json", {"origin": origin})
-    runtime.record_time(folder, "compare", len(index) * len(fills) * len(KINDS), started)
-    logger.info("%s: %d rows", folder / "results.csv", len(lines))
+    artefacts.write_csv(table.path, COLUMNS, lines)
+    table.write(table.path)
+    runtime.record_time(table.path.parent, "compare", len(index) * len(fills) * len(KINDS), started)
+    logger.info("%s: %d rows", table.path, len(lines))
 
 
 def _fill(run: Run, name: str) -> removal.Fill:

@@ -1,4 +1,4 @@
-"""train-masker: trains the networks behind the method `Masker`, FIX and CA.
+"""train-masker: train masking networks (FIX, CA), used as attribution methods.
 
 Reads the data set and the classifier; writes for each form, train_masker/<form>/:
 - masker.pth: the masker, and with CA the weights of the classifier that it reads (tensors and plain values), masker.json with
@@ -14,14 +14,13 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from heatproof import artefacts, config, plugins, removal, runtime, seeding
+from heatproof import artefacts, config, plugins, records, removal, runtime, seeding
 from heatproof.errors import ConfigError, DataError, PluginError, nearest
 from heatproof.models import LoadedModel
 from heatproof.models import masker as masker_models
@@ -31,7 +30,7 @@ from heatproof.models.masker_files import SavedMasker
 from heatproof.models.weights import State
 from heatproof.report.masks import masks_sheet
 from heatproof.stages import infill, infilled
-from heatproof.stages.run import Run, augmentation, build_fill, fill_origin, means_for, model_origin
+from heatproof.stages.run import Run, augmentation, build_fill, fill_origin, means_origin, model_origin
 from heatproof.stages.scalars import Scalars, as_pictures
 from heatproof.stages.trained import Trained
 from heatproof.training import classifier, masker
@@ -64,20 +63,29 @@ class Job:
         return f"{self.form}_permuted" if self.is_permuted else self.form
 
 
+def plan(run: Run) -> list[Trained]:
+    """The maskers of all forms; a trained classifier belongs to its masker."""
+    section = config.section(run.config, SECTION, config.TrainMasker)
+    return [_place(run, section, job) for job in _jobs(section)]
+
+
+def _jobs(section: config.TrainMasker) -> list[Job]:
+    return [
+        Job(form, is_permuted) for is_permuted in (False, True)[: 1 + section.permuted_labels] for form in section.form
+    ]
+
+
+def _place(run: Run, section: config.TrainMasker, job: Job) -> Trained:
+    return Trained(run.config.outdir / SECTION / job.name / "masker.pth", _origin(run, section, job))
+
+
 def run(run: Run) -> None:
     """Trains each masker unless one of the same origin is there."""
     section = config.section(run.config, SECTION, config.TrainMasker)
-    jobs = [Job(form, False) for form in section.form]
-    if section.permuted_labels:
-        jobs += [Job(form, True) for form in section.form]
-    loaded = run.trained(section.model)
-    form = _form(run, section, loaded)
-    for job in jobs:
-        weights = run.config.outdir / SECTION / job.name / "masker.pth"
-        place = Trained(weights, _origin(run, section, job, form, loaded))
-        if place.kept() is not None:
-            logger.info("%s: complete", weights)
-        elif not run.dry_run:
+    form = _form(run, section, run.classifier(section.model))
+    for job in _jobs(section):
+        place = _place(run, section, job)
+        if not place.is_complete():
             _train(run, section, job, form, place)
 
 
@@ -126,7 +134,7 @@ def _train(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, pl
     torch.manual_seed(seeding.derive(run.config.seed, SECTION, "weights"))
     network = Masker(form).to(run.device)
     train, validation = (_examples(run, section, job, loaded, name) for name in ("train", "validation"))
-    folder = place.weights.parent
+    folder = place.path.parent
     started = time.monotonic()
     with Scalars(folder) as scalars:
 
@@ -150,15 +158,19 @@ def _train(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, pl
             on_epoch=told,
             describe=f"train-masker {job.name}",
         )
-    saved = _kept(folder, form, fitted, loaded)
+    saved = _kept(place, form, fitted, loaded)
+    files = [folder / "history.csv"]
+    if fitted.classifier is not None:
+        files.append(folder / "classifier.pth")
     if section.sample_images:
-        with artefacts.whole_file(folder / "masks.png") as temporary:
+        files.append(folder / "masks.png")
+        with artefacts.whole_file(files[-1]) as temporary:
             _sheet(section, loaded, network, validation).save(temporary, format="PNG")
     last = fitted.history[-1]
-    place.leave(saved.content(), form=saved.content()["form"], last=last)
+    place.leave(saved.content(), *files, form=saved.content()["form"], last=last)
     logger.info(
         "%s: validation: masks cover %.1f %%, right when clean %.1f %%, masked in %.1f %%, masked out %.1f %%",
-        place.weights, 100 * last["validation_area"], 100 * last["validation_accuracy"],
+        place.path, 100 * last["validation_area"], 100 * last["validation_accuracy"],
         100 * last.get("validation_in_accuracy", float("nan")), 100 * last.get("validation_out_accuracy", float("nan")),
     )  # fmt: skip
     runtime.record_time(
@@ -166,14 +178,14 @@ def _train(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, pl
     )
 
 
-def _kept(folder: Path, form: MaskerForm, fitted: masker.FittedMasker, loaded: LoadedModel) -> SavedMasker:
+def _kept(place: Trained, form: MaskerForm, fitted: masker.FittedMasker, loaded: LoadedModel) -> SavedMasker:
     """What goes into the masker's file; a trained classifier gets a file of its own as well."""
     trained: State | None = fitted.classifier
     if trained is None:
         return SavedMasker(form, fitted.masker, loaded.weights_sha256, loaded.weights_sha256)
-    path = folder / "classifier.pth"
+    path = place.path.with_name("classifier.pth")
     save_tensors(path, trained)
-    artefacts.write_json(path.with_suffix(".json"), {"normalization": loaded.normalization.plain})
+    records.write(path.with_suffix(".json"), place.origin, [path], normalization=loaded.normalization.plain)
     return SavedMasker(form, fitted.masker, loaded.weights_sha256, artefacts.sha256(path), trained)
 
 
@@ -272,7 +284,7 @@ def _asked_infiller(run: Run, section: config.TrainMasker) -> config.Plugin | No
                 f"train_masker.infiller: {plugin.name} is one of infill.infillers, which has its options; give none here"
             )
         within = infill.plugin_of(entry)
-        if plugin.name in removal.FILL_NAMES and removal.named_fill(plugin.name) != removal.named_fill(within.name):
+        if removal.fill_name(plugin.name) not in (None, removal.fill_name(within.name)):
             raise ConfigError(
                 f"train_masker.infiller: {plugin.name} is a fill, and in infill.infillers the name of another, {within.name}; "
                 f"write {infilled.PREFIX}{plugin.name} for the latter, or rename it"
@@ -293,7 +305,7 @@ def _is_fill(target: type) -> bool:
     return inspect.isfunction(call) and len(inspect.signature(call).parameters) > 2
 
 
-def _origin(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, loaded: LoadedModel) -> dict[str, Any]:
+def _origin(run: Run, section: config.TrainMasker, job: Job) -> dict[str, Any]:
     if section.mask_in.criterion == section.mask_out.criterion == "none":
         raise ConfigError("train_masker: mask_in.criterion and mask_out.criterion are both none; one term is needed")
     left_out = {"model", "form", "permuted_labels", "sample_images"}
@@ -305,13 +317,14 @@ def _origin(run: Run, section: config.TrainMasker, job: Job, form: MaskerForm, l
     filled: dict[str, Any] = {}
     if (asked := _asked_infiller(run, section)) is not None:
         code["infiller"] = plugins.code_version(removal.named_fill(asked.name))
-        means = means_for(run, asked.name, lambda: loaded.normalization)
+        means = means_origin(run, asked.name, lambda: run.classifier(section.model).normalization)
         filled = {"infiller": {"fill": fill_origin(asked), "means": means, "gets": "pixels"}}
         left_out.add("infiller")
+    known = run.identity(section.model)
     return filled | {
-        "data": {name: run.dataset.split(name).fingerprint for name in ("train", "validation")},
-        "model": model_origin(section.model) | {"weights": loaded.weights_sha256},
-        "normalization": loaded.normalization.plain,
+        "data": {name: run.fingerprint(name) for name in ("train", "validation")},
+        "model": model_origin(section.model) | {"weights": known["weights"]},
+        "normalization": known["normalization"],
         "form": job.form,
         "labels": "permuted" if job.is_permuted else "own",
         "training": section.model_dump(mode="json", exclude=left_out),

@@ -6,7 +6,6 @@ What a twin scores is owed to something simpler than the method: `blurred` and `
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,9 +110,3 @@ def source_of(twin: Explainer) -> Explainer:
     """The method whose maps a twin is derived from."""
     of = twin.options["of"]
     return Explainer(of["name"], of["method"], of["kwargs"], twin.channel_reduction, twin.on_invalid)
-
-
-def content_of(path: Path) -> str | None:
-    """What is in a source's file, for the origin of its twins; None where it is not there or not complete."""
-    state = store.read_state(path, store.FORMAT)
-    return store.MapReader(path).content_id() if state is not None and state.complete and not state.damage else None

@@ -11,8 +11,8 @@ from heatproof.store.infills import InfillReader, InfillWriter
 from heatproof.store.inspection import Report, inspect, render
 from heatproof.store.maps import CONSTANT, FORMAT, FORMAT_VERSION, INVALID, MapReader, MapWriter
 from heatproof.store.reader import RowReader
-from heatproof.store.state import State, read_state
-from heatproof.store.writer import RowWriter
+from heatproof.store.state import State, damage_of, read_state
+from heatproof.store.writer import RowWriter, remove_parts
 
 __all__ = [
     "CONSTANT",
@@ -30,12 +30,14 @@ __all__ = [
     "RowReader",
     "RowWriter",
     "State",
+    "damage_of",
     "export_archive",
     "export_npz",
     "export_virelay",
     "imported_maps",
     "inspect",
     "read_state",
+    "remove_parts",
     "render",
     "rows_per_shard",
 ]

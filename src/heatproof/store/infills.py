@@ -5,7 +5,7 @@ channel): as many for each image, and never more than the whole image. What is k
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heatproof import artefacts, checks
+from heatproof.errors import MapError
 from heatproof.store import layout
 from heatproof.store.columns import Block, Column
 from heatproof.store.hdf5 import row_checksums
@@ -126,6 +127,17 @@ class InfillReader(RowReader):
     def infill(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """(B, C, R), the removed pixels' new values of some rows of the file."""
         return self.read("infill", rows)
+
+    def damage(self) -> Iterator[str]:
+        """One line for each damaged column, and for the first damaged row of each block of images."""
+        yield from super().damage()
+        written = np.flatnonzero(self.written)
+        step = max(1, 2**24 // max(1, int(np.prod(self.shape("infill")[1:]))))
+        for start in range(0, len(written), step):
+            try:
+                self.infill(written[start : start + step])
+            except MapError as error:
+                yield str(error)
 
     def content_id(self) -> str:
         """A hash that changes with the origin and with any row, as `MapReader.content_id`."""

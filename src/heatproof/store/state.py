@@ -1,5 +1,6 @@
 """What a stage must know of a file before it decides: done, begun, made from something else, or damaged."""
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,15 @@ from typing import Any
 from heatproof import artefacts
 from heatproof.errors import MapError
 from heatproof.store import layout
+from heatproof.store.infills import FORMAT as INFILL
+from heatproof.store.infills import InfillReader
+from heatproof.store.layout import Stamp
+from heatproof.store.maps import FORMAT as MAPS
+from heatproof.store.maps import FORMAT_VERSION, MapReader
+from heatproof.store.reader import RowReader
+
+CHECKED_BYTES = 2**28
+"""Up to this size a file's values are compared with their checksums before it counts as complete; in larger ones when they are read."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +72,22 @@ def read_state(path: Path | str, kind: str | None = None, version: int = 1) -> S
     except (MapError, KeyError, ValueError, TypeError) as error:
         message = str(error) if isinstance(error, MapError) else f"{path}: attribute missing or damaged: {error}"
         return State(damage=message)
+
+
+def damage_of(path: Path) -> str:
+    """What is damaged of a complete file's values, in one line; empty where nothing is, or the file is too large to be read for it."""
+    stamp = Stamp.of(path)
+    return _damage(path, stamp) if path.stat().st_size <= CHECKED_BYTES else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _damage(path: Path, stamp: Stamp) -> str:
+    """Once for each content: a plan asks several times."""
+    try:
+        kind = layout.read_attributes(path, version=FORMAT_VERSION)["format"]
+        reader = {MAPS: MapReader, INFILL: InfillReader}.get(str(kind), RowReader)(path)
+        return next(iter(reader.damage()), "")
+    except layout.InUseError:
+        raise
+    except (MapError, KeyError) as error:
+        return str(error)

@@ -122,7 +122,7 @@ class RowWriter:
             # Perhaps another writer finished this block, or the file, and took our temporary file for a leftover.
             if not self._has(block) and self._finished() is None:
                 raise
-        _remove_temporaries(self._shard(block))
+        artefacts.remove_leftovers_of(self._shard(block))
         self._refresh_view()
 
     def finish(self) -> Path:
@@ -137,7 +137,7 @@ class RowWriter:
         """
         if self._finished() is not None and not self.parts.exists():
             return self.path
-        with self._lock(wait=True) as lock:
+        with _locked(self.parts, wait=True) as lock:
             finished = self._finished()
             if finished is None or finished.form == "shards":
                 self._need_all_blocks()
@@ -224,7 +224,7 @@ class RowWriter:
         begin = time.monotonic()
         if begin < self._next_view:
             return
-        with self._lock(wait=False) as lock:
+        with _locked(self.parts, wait=False) as lock:
             if lock.is_busy:  # somebody else is just doing it
                 return
             if self._finished() is None:
@@ -253,15 +253,15 @@ class RowWriter:
         """Removes what a killed writer left: half-written views, and the shards of a finished file."""
         finished = self._finished()
         is_joined = finished is not None and finished.form != "shards"
-        if (is_joined and self.parts.exists()) or _temporaries(self.path):
-            with self._lock(wait=True) as lock:
+        if (is_joined and self.parts.exists()) or artefacts.leftovers_of(self.path):
+            with _locked(self.parts, wait=True) as lock:
                 self._clear(lock)
 
     def _clear(self, lock: "_Lock") -> None:
         """Removes what is not needed (any more); only the holder of the lock may."""
         if not lock.is_exclusive:
             return
-        _remove_temporaries(self.path)
+        artefacts.remove_leftovers_of(self.path)
         finished = self._finished()
         if finished is None:
             return
@@ -272,27 +272,6 @@ class RowWriter:
         for path in self.parts.glob("*.h5"):
             if path not in wanted:
                 path.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _lock(self, *, wait: bool) -> Iterator["_Lock"]:
-        """The right to replace the file. The lock ends with the process that holds it, however that ends."""
-        path = self.parts / "lock"
-        while True:
-            try:
-                self.parts.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            except (FileNotFoundError, FileExistsError):
-                if self.parts.exists() and not self.parts.is_dir():
-                    raise
-                continue  # the folder was just removed by the process that finished the file
-            try:
-                lock = _Lock.taken(descriptor, wait=wait)
-                # Whoever held it before may have removed the folder, and this lock with it.
-                if _inode(path) == os.fstat(descriptor).st_ino:
-                    yield lock
-                    return
-            finally:
-                os.close(descriptor)
 
 
 def _inode(path: Path) -> int | None:
@@ -323,6 +302,44 @@ class _Lock:
         return cls(is_exclusive=True)
 
 
+def remove_parts(path: Path) -> None:
+    """Removes what a kill left beside a file that is whole: the shards that were joined into it, and temporary files."""
+    artefacts.remove_leftovers_of(path)
+    parts = path.with_suffix(".parts")
+    if not parts.is_dir():
+        return
+    try:
+        joined = layout.read_layout(path).form != "shards"
+    except (FileNotFoundError, MapError):
+        return
+    if joined:
+        with _locked(parts, wait=False) as lock:
+            if lock.is_exclusive:
+                shutil.rmtree(parts, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(parts: Path, *, wait: bool) -> Iterator["_Lock"]:
+    """The right to replace the file whose shards lie in `parts`. The lock ends with the process that holds it, however that ends."""
+    path = parts / "lock"
+    while True:
+        try:
+            parts.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except (FileNotFoundError, FileExistsError):
+            if parts.exists() and not parts.is_dir():
+                raise
+            continue  # the folder was just removed by the process that finished the file
+        try:
+            lock = _Lock.taken(descriptor, wait=wait)
+            # Whoever held it before may have removed the folder, and this lock with it.
+            if _inode(path) == os.fstat(descriptor).st_ino:
+                yield lock
+                return
+        finally:
+            os.close(descriptor)
+
+
 def _values(shard: Path, column: Column) -> NDArray[np.generic]:
     """All values of a column of a shard, compared with their checksum once more before they are copied."""
     seal = seals.compared(shard)
@@ -337,17 +354,3 @@ def _values(shard: Path, column: Column) -> NDArray[np.generic]:
             "run the same task again to compute its rows"
         )
     return values
-
-
-def _temporaries(path: Path) -> list[Path]:
-    """What `artefacts.whole_file` leaves of a file when it is killed."""
-    try:
-        beside = sorted(path.parent.iterdir())
-    except FileNotFoundError:
-        return []
-    return [child for child in beside if child.name.startswith(f".{path.name}.") and child.suffix == ".tmp"]
-
-
-def _remove_temporaries(path: Path) -> None:
-    for leftover in _temporaries(path):
-        leftover.unlink(missing_ok=True)

@@ -287,7 +287,7 @@ class MaskerTraining:
         """What an infiller makes of the images' pixels, normalised as they are."""
         # Noise added to the images, and rounding, take pixels out of [0, 1]; an infiller gets none of those.
         pixels = images if self.normalization is None else self.normalization.pixels(images).clamp(0, 1)
-        own = {"indices": indices.cpu()} if indices is not None and plugins.wants(infiller.generate, "indices") else {}
+        own = {} if indices is None else plugins.given(infiller.generate, {"indices": indices.cpu()})
         generated = infiller.generate(pixels, holes, **own)
         if generated.shape != images.shape:
             raise InputError(
