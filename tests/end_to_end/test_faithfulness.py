@@ -98,7 +98,7 @@ def test_a_map_of_equal_values_has_no_correlation_and_is_counted(default):
     assert rows["uniform", "faithfulness_correlation"]["n"] == "0"
     assert rows["uniform", "faithfulness_correlation"]["n_undefined"] == "60"
     assert rows["oracle", "faithfulness_correlation"]["n"] == "60"
-    assert float(rows["oracle", "infidelity"]["mean"]) < float(rows["oracle", "infidelity"]["useless"])
+    assert float(rows["oracle", "infidelity"]["mean"]) < float(rows["oracle", "infidelity"]["chance"])
 
 
 def test_what_no_map_chose_is_the_same_for_all_methods(default):

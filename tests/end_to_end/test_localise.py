@@ -71,17 +71,17 @@ def test_the_oracle_finds_the_object_whatever_is_asked(written):
 
 def test_what_a_map_that_knows_nothing_scores_stands_beside_the_result(written):
     _, run = written
-    useless = {row["score"]: row["useless"] for row in table(run) if row["method"] == "random"}
+    chance = {row["score"]: row["chance"] for row in table(run) if row["method"] == "random"}
     for score in ("pointing", "mass_in_region", "rank_in_region", "top_k_in_region", "average_precision"):
-        assert float(useless[score]) == pytest.approx(means(run, score)["random"], abs=0.06)
-    assert float(useless["roc_area_in_region"]) == 0.5
+        assert float(chance[score]) == pytest.approx(means(run, score)["random"], abs=0.06)
+    assert float(chance["roc_area_in_region"]) == 0.5
     # A box around the whole image: it errs on objects this small, and shows the classifier all there is.
-    assert float(useless["le"]) == 1
-    assert float(useless["sm1"]) == 0
+    assert float(chance["le"]) == 1
+    assert float(chance["sm1"]) == 0
     rows = store.RowReader(folder(run) / "random.h5")
-    assert float(useless["sm_acc"]) == (rows.read("prediction") == rows.read("label")).mean()
+    assert float(chance["sm_acc"]) == (rows.read("prediction") == rows.read("label")).mean()
     share = rows.read("region_share")
-    assert float(useless["f1"]) == pytest.approx((2 * share / (1 + share)).mean(), abs=0.05)
+    assert float(chance["f1"]) == pytest.approx((2 * share / (1 + share)).mean(), abs=0.05)
     assert means(run, "reachable_overlap")["random"] == 1
 
 

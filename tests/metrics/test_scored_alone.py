@@ -27,8 +27,8 @@ BY_ROW = {
 }
 # One result for all rows together, on purpose; each has its own tests.
 JOINTLY = {
-    "correctness_difference", "seeded_bootstrap", "resampled", "summarize", "summarize_rows", "bootstrap_index", "compare", "paired_t", "paired_p", "wilcoxon", "wilson_interval", "cohens_d",
-    "chance_level", "mask_leakage", "order_agreement", "rank_biserial", "holm", "average_ranks", "friedman", "iman_davenport", "critical_difference", "groups",
+    "correctness_difference", "seeded_bootstrap", "resampled", "summarize", "summarize_rows", "bootstrap_index", "paired_t", "paired_p", "wilcoxon", "wilson_interval", "cohens_d",
+    "chance_level", "mask_leakage", "areas", "order_agreement", "holm", "average_ranks", "friedman", "iman_davenport", "critical_difference", "groups",
 }  # fmt: skip
 per_metric = pytest.mark.parametrize("metric", BY_ROW.values(), ids=BY_ROW)
 

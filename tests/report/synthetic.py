@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from heatproof import config
 from heatproof.metrics.score import Curve, Pooled, Score, Scored
 from heatproof.report import (
     Cost,
@@ -17,7 +18,9 @@ from heatproof.report import (
     Settings,
     TestResult,
     Training,
+    sections,
 )
+from heatproof.stages.perturb import PixelPerturbation
 
 METHODS = (
     Method("good", path="my.Good", settings={"layer": "layer3"}),
@@ -73,6 +76,17 @@ def curves(images=60, quality=QUALITY, fractions=(0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
     return Curves(steps, targets, probability, predicted, ("stripes", "dots", "rings", "lattice"))
 
 
+def perturbation(found):
+    """The main scores of the test whose curves these are, as its stage reads them from files."""
+    percentiles = [round(100 * fraction, 6) for fraction in found.fractions if fraction > 0]
+    test = PixelPerturbation(config.PixelPerturbationAnalysis.model_construct(percentiles=percentiles))
+    values = {
+        name: tuple(part for part in test.read({"probability": p}.__getitem__) if part.name in sections.SHOWN_ABOVE)
+        for name, p in found.probability.items()
+    }
+    return TestResult(test.section, "lerf", "removes pixels", test.scores, values, np.arange(found.images))
+
+
 PROBED = (
     Score("hit", "higher", "how often the map hits, in [0, 1]", headline=True),
     Score("cost", "lower", "what the map costs"),
@@ -99,7 +113,7 @@ def probing(images=60, quality=QUALITY):
         precision = np.stack([np.round(pixels * np.clip(0.4 + 0.3 * value + own[3], 0, 1)), pixels], axis=1)
         x = np.linspace(0, 1, 6)
         values[name] = (
-            Scored("hit", hit, useless=np.full(images, 0.5)),
+            Scored("hit", hit, chance=np.full(images, 0.5)),
             Scored("cost", 2 - value + own[1]),
             Scored("size", 3 + own[2]),
             Pooled("precision", precision, lambda total: total[:, 0] / total[:, 1]),
@@ -156,4 +170,7 @@ def material(**changes):
         configuration="seed: 0\n",
         settings=SETTINGS,
     )
-    return replace(whole, **changes)
+    made = replace(whole, **changes)
+    if made.curves is None or sections.PERTURBATION in {test.name for test in made.tests}:
+        return made
+    return replace(made, tests=[perturbation(made.curves), *made.tests])

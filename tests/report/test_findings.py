@@ -3,14 +3,16 @@
 import pytest
 
 from heatproof import report
-from heatproof.report import findings, scores
+from heatproof.report import findings, scores, wording
 from tests.report import synthetic
 from tests.report.synthetic import METHODS, QUALITY, SETTINGS
 
 
 def scored(retraining=(), curves=None, methods=METHODS):
     found = list(scores.retraining_scores(retraining, methods, SETTINGS))
-    return found + (list(scores.curve_scores(curves, methods, SETTINGS)) if curves else [])
+    return found + (
+        list(scores.perturbation_scores(synthetic.perturbation(curves), methods, SETTINGS)) if curves else []
+    )
 
 
 def verdict(*arguments, **options):
@@ -143,15 +145,15 @@ def test_two_methods_are_too_few_to_compare_orders():
     assert list(findings.orders_by_fraction(METHODS, [], synthetic.curves(quality=quality))) == []
 
 
-def mask_line(method, mean, marks=""):
+def mask_line(method, mean, leaks=False):
     return report.RetrainingLine(
-        "accuracy", "mask_only", method, False, 0.3, "neither", 3, mean, useless=0.25, images_low=mean - 0.05,
-        images_high=mean + 0.05, marks=marks,
+        "accuracy", "mask_only", method, False, 0.3, "neither", 3, mean, chance=0.25, images_low=mean - 0.05,
+        images_high=mean + 0.05, leaks=leaks,
     )  # fmt: skip
 
 
 def test_masks_that_tell_the_class_make_roar_unreadable():
-    lines = [mask_line("good", 0.8, "the masks alone tell the class"), mask_line("bad", 0.26)]
+    lines = [mask_line("good", 0.8, leaks=True), mask_line("bad", 0.26)]
     (finding,) = findings.findings([], None, [], METHODS, lines=lines)
     assert finding.title == "ROAR cannot be read for good"
     assert finding.points[0].startswith(
@@ -159,6 +161,6 @@ def test_masks_that_tell_the_class_make_roar_unreadable():
     )
     found = findings.verdict(scored([synthetic.retraining("roar")]), METHODS, 0.95, findings.leaking(lines))
     marks = {row.method: row.marks[0] for row in found.rows}
-    assert marks["good"].text == "not readable: its masks alone tell the class"
+    assert marks["good"].text == wording.LEAKS
     assert marks["good"].passes == "unknown"
     assert marks["bad"].passes == "none"

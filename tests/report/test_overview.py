@@ -6,6 +6,7 @@ from scipy import stats
 
 from heatproof import report
 from heatproof.metrics import statistics
+from heatproof.metrics.comparison import Sample
 from heatproof.report import overview, scores
 from heatproof.report.scores import Score
 from tests.report import synthetic
@@ -14,7 +15,7 @@ from tests.report.synthetic import METHODS, SETTINGS
 
 def scored(values, *, better="higher", unit="image", test="probing", name="hit"):
     score = Score(test, name, unit, better, "a score", is_primary=True)
-    return scores.mean_scores(score, values, METHODS, SETTINGS)
+    return scores.compared(score, Sample(values, better, unit, has_rank_ranges=True), METHODS, SETTINGS)
 
 
 def ladder(gaps, images=50, spread=0.3):
@@ -26,7 +27,7 @@ def ladder(gaps, images=50, spread=0.3):
 
 def test_far_apart_methods_have_one_rank_each_and_close_ones_a_range():
     part = scored(ladder((10.0, 0.0, -0.001)))
-    spans = {e.method.name: (e.rank, e.best_rank, e.worst_rank) for e in part.entries}
+    spans = {e.method: (e.rank, e.best_rank, e.worst_rank) for e in part.entries}
     assert spans["good"] == (1, 1, 1)
     assert {spans["useless"][1:], spans["bad"][1:]} == {(2, 3)}
 
@@ -36,7 +37,7 @@ def test_the_range_of_a_rank_over_runs_spans_all_runs():
         {"good": np.array([3.0, 3.0, 1.0]), "useless": np.array([2.0, 2.0, 2.0]), "bad": np.array([1.0, 1.0, 0.0])},
         unit="run",
     )
-    spans = {e.method.name: (e.rank, e.best_rank, e.worst_rank) for e in part.entries}
+    spans = {e.method: (e.rank, e.best_rank, e.worst_rank) for e in part.entries}
     assert spans == {"good": (1, 1, 2), "useless": (2, 1, 2), "bad": (3, 3, 3)}
 
 
@@ -51,17 +52,17 @@ def test_rows_are_sorted_by_mean_rank_and_flags_and_notes_are_kept():
         scored(ladder((9.0, 5.0, 1.0)), better="lower"),
     ]
     note = overview.Note("bad", "tell the class")
-    matrix = overview.matrix(parts, ["a", "b"], METHODS, {"ROAR": {"bad": "leaks"}}, {"masks": {"bad": note}})
+    matrix = overview.matrix(parts, ["a", "b"], METHODS, ("bad",), {"masks": {"bad": note}})
     assert [(row.method.name, row.mean_rank) for row in matrix.rows] == [("bad", 1.0), ("useless", 2.0), ("good", 3.0)]
     first = matrix.rows[0]
-    assert [cell.flag for cell in first.cells] == ["leaks", ""]
+    assert [cell.leaks for cell in first.cells] == [True, False]
     assert [cell.tone for cell in first.cells] == [0, 0]
     assert first.notes == (note,)
     assert matrix.rows[1].notes == (None,)
 
 
 def test_the_matrix_is_a_file_with_n_and_ranges():
-    matrix = overview.matrix([scored(ladder((1.0, 0.5, 0.0)))], ["a"], METHODS, {}, {})
+    matrix = overview.matrix([scored(ladder((1.0, 0.5, 0.0)))], ["a"], METHODS, (), {})
     assert matrix.csv.splitlines()[1].startswith("good,False,probing,hit,higher,50,0,")
     assert matrix.csv.count("\n") == 4
 

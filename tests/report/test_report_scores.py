@@ -72,7 +72,7 @@ def test_a_run_that_is_missing_is_counted_and_left_out():
     mine = [[0.9, 0.5, 0.1], [0.9, np.nan, 0.1], [0.9, 0.4, 0.1]]
     part = retrained("roar", mine, [[0.9, 0.7, 0.1]] * 3)
     entry = only(list(scores.retraining_scores([part], TWO, Settings())), "ROAR", "area to random").entry("mine")
-    assert (entry.n, entry.undefined) == (2, 1)
+    assert (entry.n, entry.n_undefined) == (2, 1)
     assert entry.mean == pytest.approx((0.1 + 0.15) / 2)
 
 
@@ -95,8 +95,12 @@ def test_without_random_the_mean_accuracy_is_scored_low_is_good_in_roar():
 def test_images_whose_score_is_undefined_are_counted_and_their_pairs_left_out():
     curves = synthetic.curves(images=30)
     curves.probability["good"][:4] = np.nan
-    entry = only(list(scores.curve_scores(curves, synthetic.METHODS, synthetic.SETTINGS)), "LeRF", "area").entry("good")
-    assert (entry.n, entry.undefined) == (26, 4)
+    entry = only(
+        list(scores.perturbation_scores(synthetic.perturbation(curves), synthetic.METHODS, synthetic.SETTINGS)),
+        "LeRF",
+        "area",
+    ).entry("good")
+    assert (entry.n, entry.n_undefined) == (26, 4)
     assert entry.versus["random"].n == 26
     assert math.isfinite(entry.mean)
 
@@ -116,7 +120,11 @@ def test_one_image_has_no_interval():
 
 
 def test_p_values_are_adjusted_over_the_methods_and_not_over_the_controls():
-    found = list(scores.curve_scores(synthetic.curves(images=8), synthetic.METHODS, synthetic.SETTINGS))
+    found = list(
+        scores.perturbation_scores(
+            synthetic.perturbation(synthetic.curves(images=8)), synthetic.METHODS, synthetic.SETTINGS
+        )
+    )
     part = only(found, "LeRF", "area")
     # Eight pairs of one sign: the smallest exact p of Wilcoxon's test, 2 / 2^8, times the three methods under test.
     assert part.entry("good").versus["random"].p == pytest.approx(3 * 2 / 2**8)
@@ -124,8 +132,16 @@ def test_p_values_are_adjusted_over_the_methods_and_not_over_the_controls():
 
 
 def test_ranks_count_the_methods_under_test_only():
-    part = only(list(scores.curve_scores(synthetic.curves(), synthetic.METHODS, synthetic.SETTINGS)), "MoRF", "area")
-    assert {entry.method.name: entry.rank for entry in part.entries if entry.rank} == {
+    part = only(
+        list(
+            scores.perturbation_scores(
+                synthetic.perturbation(synthetic.curves()), synthetic.METHODS, synthetic.SETTINGS
+            )
+        ),
+        "MoRF",
+        "area",
+    )
+    assert {entry.method: entry.rank for entry in part.entries if entry.rank} == {
         "good": 1,
         "useless": 2,
         "bad": 3,
@@ -136,7 +152,7 @@ def test_aopc_and_areas_by_hand():
     probability = np.array([[[0.9, 0.5, 0.1], [0.9, 0.8, 0.6]]])
     targets, prediction = np.zeros(1, dtype=np.int64), np.zeros((1, 2, 3), dtype=np.int64)
     curves = Curves(np.array([0.0, 0.5, 1.0]), targets, {"mine": probability}, {"mine": prediction})
-    found = list(scores.curve_scores(curves, TWO, Settings(resamples=10)))
+    found = list(scores.perturbation_scores(synthetic.perturbation(curves), TWO, Settings(resamples=10)))
     values = {(part.score.test, part.score.name): part.entry("mine").mean for part in found}
     assert values[("MoRF", "AOPC")] == pytest.approx((0 + 0.4 + 0.8) / 3)
     assert values[("MoRF", "area")] == pytest.approx(0.5)

@@ -30,7 +30,7 @@ def page(made, parsed):
 
 
 def column(material, name, setting=""):
-    (test,) = material.tests
+    *_, test = material.tests
     found = sections.section(test, material)
     (part,) = [p for p in found.scored if (p.score.name, p.score.setting) == (name, setting)]
     return part
@@ -53,10 +53,10 @@ def test_a_page_with_a_test_of_maps_is_well_formed(made, page):
     assert {"test-probing", "scores-probing", "overview", "matrix"} <= set(page.ids)
 
 
-def test_every_score_has_its_direction_and_that_of_a_useless_map(page):
+def test_every_score_has_its_direction_and_its_chance_level(page):
     hit, cost, size = (page.rows["scores-probing"][0][where(page, name)] for name in ("hit", "cost", "size"))
     assert "↑ higher is better" in hit
-    assert "useless map: 0.500" in hit
+    assert "chance: 0.500" in hit
     assert "↓ lower is better" in cost
     assert "no direction" in size
 
@@ -64,7 +64,7 @@ def test_every_score_has_its_direction_and_that_of_a_useless_map(page):
 def test_a_score_without_direction_has_no_rank_and_no_mark(material, page):
     part = column(material, "size")
     assert {entry.rank for entry in part.entries} == {None}
-    assert all(not entry.not_beaten() for entry in part.entries)
+    assert all(not entry.not_better_than for entry in part.entries)
     assert "not better" not in page.row("useless", "scores-probing")[where(page, "size")]
 
 
@@ -80,25 +80,27 @@ def test_low_is_good_where_lower_is_better(material, page):
 def test_the_difference_to_random_comes_with_interval_effect_and_n(material, page):
     versus = column(material, "hit").entry("good").versus["random"]
     cell = page.row("good", "scores-probing")[1]
-    assert f"{versus.gain:+.3f} [{versus.low:.3f}, {versus.high:.3f}] to random, r = 1.00" in " ".join(cell.split())
+    assert f"{versus.gain:+.3f} [{versus.low:.3f}, {versus.high:.3f}] to random, d = {versus.effect:.2f}" in " ".join(
+        cell.split()
+    )
     assert page.row("good", "scores-probing")[-2:] == ["57–60", "0–3"]
 
 
 def test_undefined_images_are_counted_and_left_out(material):
     entry = column(material, "hit").entry("good")
-    assert (entry.n, entry.undefined) == (57, 3)
+    assert (entry.n, entry.n_undefined) == (57, 3)
     values = next(p.values for p in synthetic.probing().values["good"] if p.name == "hit")
     assert entry.mean == pytest.approx(np.nanmean(values))
 
 
-def test_a_useless_map_s_score_stands_in_the_cell_where_methods_differ_in_it():
+def test_the_chance_level_stands_in_the_cell_where_methods_differ_in_it():
     values = {
-        name: [Scored("hit", np.linspace(0, 1, 20), useless=np.full(20, useless))]
-        for name, useless in (("good", 0.25), ("random", 0.5))
+        name: [Scored("hit", np.linspace(0, 1, 20), chance=np.full(20, chance))]
+        for name, chance in (("good", 0.25), ("random", 0.5))
     }
     found = column(with_values([Score("hit", "higher", "hits")], values), "hit")
-    assert np.isnan(found.useless)
-    assert [entry.useless for entry in found.entries] == [0.25, 0.5]
+    assert np.isnan(found.chance)
+    assert [entry.chance for entry in found.entries] == [0.25, 0.5]
 
 
 def test_a_pooled_score_is_that_of_all_images_with_interval_and_rank(material):
@@ -122,7 +124,7 @@ def test_a_pooled_score_counts_the_images_that_it_uses_and_compares_those_of_bot
     values = {"good": pooled([1, 1, 0, np.nan, 0]), "random": pooled([np.nan, 1, 0, 1, np.nan])}
     test = report.TestResult("probing", "probing", "asks", [Score("share", "higher", "share")], values, np.arange(5))
     entry = column(synthetic.material(tests=[test]), "share").entry("good")
-    assert (entry.n, entry.undefined, entry.mean) == (4, 1, 0.5)
+    assert (entry.n, entry.n_undefined, entry.mean) == (4, 1, 0.5)
     versus = entry.versus["random"]
     assert (versus.n, versus.gain) == (2, 0)
 
@@ -141,7 +143,7 @@ def test_p_values_of_a_pooled_score_are_adjusted_over_the_methods():
 
 
 def test_many_settings_of_one_number_become_a_chart(material, made, page):
-    (test,) = material.tests
+    *_, test = material.tests
     (figure,) = sections.section(test, material).settings
     assert (figure.key, figure.chart.x_label) == ("probing-left", "removed")
     rows = [row for row in csv.DictReader(io.StringIO(made.files["probing-left.csv"])) if row["method"] == "good"]
@@ -151,7 +153,7 @@ def test_many_settings_of_one_number_become_a_chart(material, made, page):
 
 
 def test_few_settings_are_columns_and_the_first_one_stands_for_the_score(material):
-    (test,) = material.tests
+    *_, test = material.tests
     found = sections.section(test, material)
     assert [(p.score.setting, p.score.is_primary) for p in found.scored if p.score.name == "near"] == [
         ("tolerance=1", True),

@@ -8,7 +8,7 @@ import pytest
 from scipy.cluster import hierarchy
 
 from heatproof import report
-from heatproof.report import retraining, similarity
+from heatproof.report import retraining, similarity, wording
 from tests.report import synthetic
 from tests.report.synthetic import METHODS, SETTINGS
 
@@ -126,9 +126,9 @@ def test_sanity_checks_have_a_section_and_a_column_of_the_matrix(parsed):
 
 
 MASKS = [
-    line("accuracy", "mask_only", "good", 0.9, useless=0.25, low=0.85, high=0.95, images_low=0.8, images_high=0.97,
-         p=0.0001, marks="the masks alone tell the class: not to be read as faithfulness"),
-    line("accuracy", "mask_only", "bad", 0.26, useless=0.25, low=0.2, high=0.3, images_low=0.15, images_high=0.4, p=0.4),
+    line("accuracy", "mask_only", "good", 0.9, chance=0.25, low=0.85, high=0.95, images_low=0.8, images_high=0.97,
+         p_holm=0.0001, leaks=True),
+    line("accuracy", "mask_only", "bad", 0.26, chance=0.25, low=0.2, high=0.3, images_low=0.15, images_high=0.4, p_holm=0.4),
 ]  # fmt: skip
 
 
@@ -136,21 +136,21 @@ def test_a_method_whose_masks_tell_the_class_is_flagged_wherever_roar_is_read(pa
     page = parsed(report.compose(synthetic.material(retraining_lines=MASKS)).html)
     assert page.problems == []
     assert "ROAR cannot be read for good" in page.text
-    assert "not readable: its masks alone tell the class" in " ".join(page.row("good", "verdicts"))
+    assert wording.LEAKS in " ".join(page.row("good", "verdicts"))
     roar = page.row("good", "matrix")[1]
-    assert "not readable" in roar
-    assert "not readable" not in page.row("bad", "matrix")[1]
+    assert wording.LEAKS in roar
+    assert wording.LEAKS not in page.row("bad", "matrix")[1]
     assert "chance 25 %" in page.rows["mask-only"][0][1].replace("\u202f", " ")
     place = page.rows["matrix"][0].index("masks alone")
-    assert page.row("good", "matrix")[place].startswith("✗ tell the class")
-    assert page.row("bad", "matrix")[place].startswith("✓ do not tell the class")
+    assert page.row("good", "matrix")[place].startswith("✗ reveal the class")
+    assert page.row("bad", "matrix")[place].startswith("✓ do not reveal the class")
 
 
 def test_no_p_value_stands_alone(parsed):
     lines = [
-        line("accuracy", "roar", "good", 0.5, difference=-0.2, difference_low=-0.3, difference_high=-0.1, effect=-4.0,
-             p=0.01, images_low=-0.25, images_high=-0.15),
-        line("accuracy", "roar", "bad", 0.5, difference=0.1, p=0.5),  # one run: no interval, so no p
+        line("accuracy", "roar", "good", 0.5, difference_to_random=-0.2, difference_low=-0.3, difference_high=-0.1,
+             cohens_d=-4.0, p_holm=0.01, images_low=-0.25, images_high=-0.15),
+        line("accuracy", "roar", "bad", 0.5, difference_to_random=0.1, p_holm=0.5),  # one run: no interval, so no p
     ]  # fmt: skip
     page = parsed(report.compose(synthetic.material(retraining_lines=lines)).html)
     cell = page.row("good", "roar-differences")[1]
@@ -171,8 +171,8 @@ def test_conflict_of_the_orders_is_shown_for_each_fraction():
 
 
 def test_what_the_tables_say_already_is_no_mark():
-    marks = "not better than random; not better than good+blurred; better than sobel: not testable"
-    lines = [line("accuracy", "roar", "good", 0.5, fraction=f, marks=marks) for f in (0.1, 0.3)]
+    marks = {"not_better_than": ("random", "good+blurred"), "not_testable_against": ("sobel",)}
+    lines = [line("accuracy", "roar", "good", 0.5, fraction=f, **marks) for f in (0.1, 0.3)]
     assert retraining.marks(lines) == ["good, ROAR (10\u202f%, 30\u202f%): not better than good+blurred."]
 
 
@@ -184,6 +184,7 @@ def test_all_lines_are_in_a_file():
 
 
 def test_a_page_without_these_results_has_no_such_section(parsed):
-    page = parsed(report.compose(synthetic.material()).html)
+    html = report.compose(synthetic.material(curves=None)).html
+    page = parsed(html)
     assert not {"sanity", "likeness", "retraining", "tests"} & set(page.ids)
-    assert json.loads(report.compose(synthetic.material()).html.split('id="singles">')[1].split("</script>")[0]) == {}
+    assert json.loads(html.split('id="singles">')[1].split("</script>")[0]) == {}

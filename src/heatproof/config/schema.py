@@ -28,8 +28,10 @@ class Report(Section):
     """What the page shows."""
 
     gallery_images: NonNegativeInt = 8
-    confidence: float = Field(0.95, gt=0, lt=1)
-    resamples: PositiveInt = Field(10_000, description="bootstrap resamples")
+    confidence: float = Field(
+        0.95, gt=0, lt=1, description="of all intervals and tests: those of the page and of every table"
+    )
+    resamples: PositiveInt = Field(10_000, description="bootstrap resamples, of the page and of every table")
 
 
 def _name_stages(schema: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ share weights, batch order and augmentation. A run without a result is NaN.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import stats
 
 from heatproof.errors import InputError
 from heatproof.metrics.perturbation import area
+from heatproof.metrics.score import Direction
 from heatproof.metrics.statistics import Interval, holm, kendall, spearman, t_interval
 
 MIN_RUNS = 3  # below, the spread between runs is not known; the test images alone decide
@@ -114,6 +116,36 @@ def racu(
     reachable = np.broadcast_to(area_to_random(floor, control, fractions), reached.shape)
     shares: NDArray[np.float64] = np.divide(reached, reachable, out=np.full(reached.shape, np.nan), where=reachable > 0)
     return shares
+
+
+def areas(
+    curves: Mapping[str, NDArray[np.float64]], fractions: ArrayLike, better: Direction, nothing_left: float
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """What each method's accuracies are worth beside those of the random control: higher is better, 0 for a random map.
+
+    Args:
+        curves: for each method (R, S) accuracies.
+        fractions: (S,) removed fractions, growing from 0.
+        better: "lower" where the most important pixels are removed (ROAR), "higher" where the least important ones are (KAR).
+        nothing_left: accuracy to be expected when everything is removed; used where the fractions do not reach 1.
+
+    Returns:
+        "area_to_random" and, of ROAR, "racu": for each method (R,). Empty without the method "random".
+
+    >>> found = areas({"mine": np.array([[0.9, 0.8]]), "random": np.array([[0.9, 0.6]])}, [0, 1], "higher", 0.25)
+    >>> found["area_to_random"]["mine"].round(12).item()
+    0.1
+    """
+    if "random" not in curves:
+        return {}
+    random = curves["random"]
+    if better == "higher":  # the roles are exchanged
+        return {"area_to_random": {name: area_to_random(random, curve, fractions) for name, curve in curves.items()}}
+    total = None if np.asarray(fractions)[-1] == 1 else np.full(len(random), nothing_left)
+    return {
+        "area_to_random": {name: area_to_random(curve, random, fractions) for name, curve in curves.items()},
+        "racu": {name: racu(curve, random, fractions, total) for name, curve in curves.items()},
+    }
 
 
 def diff_roar(most: ArrayLike, least: ArrayLike) -> NDArray[np.float64]:

@@ -39,13 +39,13 @@ class Scored:
         name: of a `Score`.
         values: (N,) float64, NaN where undefined.
         setting: which of several, such as "removed=0.3"; empty where there is one only.
-        useless: (N,) what a map that knows nothing would score, where that can be said.
+        chance: (N,) the score of a map without information, where it is known.
     """
 
     name: str
     values: NDArray[np.float64]
     setting: str = ""
-    useless: NDArray[np.float64] | None = None
+    chance: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

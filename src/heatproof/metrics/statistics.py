@@ -16,7 +16,7 @@ from scipy import stats
 from heatproof import seeding
 from heatproof.errors import InputError, nearest
 
-RESULTS_VERSION = 1  # to be raised when numbers change that tables hold
+RESULTS_VERSION = 2  # to be raised when numbers change that tables hold
 MIN_WILCOXON_PAIRS = 6  # the smallest two-sided exact p of five pairs is 0.0625: they can never reach 0.05
 MIN_BLOCKS = 5  # below, ranks over blocks are not testable
 EXACT_UP_TO = 25  # pairs, for Wilcoxon's exact distribution
@@ -57,19 +57,6 @@ class Summary(NamedTuple):
     high: float
 
 
-class Comparison(NamedTuple):
-    """Two methods on the same units: how many pairs, the mean difference with its interval, effect sizes, the test."""
-
-    n: int
-    n_undefined: int
-    mean: float
-    low: float
-    high: float
-    cohens_d: float
-    rank_biserial: float
-    wilcoxon_p: float
-
-
 # --- one method
 
 
@@ -88,19 +75,22 @@ def summarize(values: ArrayLike, *, seed: int | None = None, level: float = 0.95
     return summarize_rows(np.asarray(values, dtype=np.float64)[None], seed=seed, level=level)[0]
 
 
-def summarize_rows(values: ArrayLike, *, seed: int | None = None, level: float = 0.95) -> list[Summary]:
+def summarize_rows(
+    values: ArrayLike, *, seed: int | None = None, level: float = 0.95, resamples: int = RESAMPLES
+) -> list[Summary]:
     """`summarize` for each row: with a seed all rows are resampled together, which is far faster than one by one.
 
     Args:
         values: (M, N) scores, NaN where undefined.
         seed: with it, the percentile bootstrap; without it, the t interval.
         level: coverage of the intervals.
+        resamples: of the bootstrap.
 
     >>> [summary.mean for summary in summarize_rows([[1.0, 3.0], [5.0, float("nan")]], seed=0)]
     [2.0, 5.0]
     """
     rows = np.asarray(values, dtype=np.float64)
-    low, high = t_interval(rows, level) if seed is None else seeded_bootstrap(rows, seed, level=level)
+    low, high = t_interval(rows, level) if seed is None else seeded_bootstrap(rows, seed, resamples, level)
     summaries = []
     for row, *ends in zip(rows, low, high, strict=True):
         defined = row[~np.isnan(row)]
@@ -260,34 +250,6 @@ def resampled(
 # --- two methods on the same units
 
 
-def compare(a: ArrayLike, b: ArrayLike, *, seed: int | None = None, level: float = 0.95) -> Comparison:
-    """Everything to be said of a - b: counts, mean, interval, effect sizes, and Wilcoxon's p from six pairs on.
-
-    Args:
-        a: (N,) scores of one method, NaN where undefined.
-        b: (N,) scores of the other for the same units.
-        seed: with it the percentile bootstrap (images), without it the t interval (runs), as in `summarize`.
-        level: coverage of the interval.
-
-    >>> comparison = compare([2.0, 4.0, 6.0, 1.0], [1.0, 2.0, 3.0, float("nan")])
-    >>> comparison.n, comparison.n_undefined, comparison.mean, comparison.cohens_d, comparison.wilcoxon_p
-    (3, 1, 2.0, 2.0, nan)
-    """
-    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    summary = summarize(differences, seed=seed, level=level)
-    p = wilcoxon(differences).p if summary.n >= MIN_WILCOXON_PAIRS else math.nan
-    return Comparison(
-        summary.n,
-        summary.n_undefined,
-        summary.mean,
-        summary.low,
-        summary.high,
-        cohens_d(differences),
-        rank_biserial(differences),
-        p,
-    )
-
-
 def paired_t(a: ArrayLike, b: ArrayLike | None = None) -> Significance:
     """Student's t test of paired differences; `a` alone is taken as the differences.
 
@@ -374,21 +336,6 @@ def cohens_d(differences: ArrayLike) -> float:
     defined = _differences(differences, None)
     sd = float(defined.std(ddof=1)) if len(defined) > 1 else 0.0
     return float(defined.mean()) / sd if sd > 0 else math.nan
-
-
-def rank_biserial(differences: ArrayLike) -> float:
-    """Positive minus negative rank sum of paired differences, as a share of both, in [-1, 1]; zeros are dropped.
-
-    Reference:
-        Kerby, Comprehensive Psychology 3 (2014).
-
-    >>> rank_biserial([1.0, 2.0, -3.0])
-    0.0
-    """
-    defined = _differences(differences, None)
-    defined = defined[defined != 0]
-    sizes = stats.rankdata(np.abs(defined))
-    return float((np.sign(defined) * sizes).sum() / sizes.sum()) if len(defined) else math.nan
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:

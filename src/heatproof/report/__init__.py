@@ -3,6 +3,7 @@
 A stage gathers `Material`; `compose` makes the page of it. Nothing here reads a file of a run.
 """
 
+from heatproof.metrics.comparison import Settings
 from heatproof.report.page import RESULTS_VERSION, Report, compose, source_texts
 from heatproof.report.records import (
     Cost,
@@ -15,7 +16,6 @@ from heatproof.report.records import (
     Retraining,
     RetrainingLine,
     SanityStep,
-    Settings,
     Similarity,
     TestResult,
     Training,

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from heatproof.metrics.comparison import ORACLE, REFERENCES, Entry
 from heatproof.report import charts, drawing, wording
 from heatproof.report.charts import Chart
 from heatproof.report.drawing import Drawing
 from heatproof.report.records import Method
-from heatproof.report.scores import ORACLE, REFERENCES, Entry, Scored
+from heatproof.report.scores import Scored
 
 WIDEST = 5
 """Columns of scores in one table."""
@@ -55,7 +56,7 @@ class Table:
             methods: of the configuration.
             order: names of methods under test, the best first.
         """
-        present = {entry.method.name for part in scored for entry in part.entries}
+        present = {entry.method for part in scored for entry in part.entries}
         listed = [method for method in methods if method.name in present]
         tested, controls = arranged(listed, order)
         return cls(key, title, tuple(scored), tuple(tested), tuple(controls), scored[0].score.unit)
@@ -69,7 +70,7 @@ class Table:
         """The cell of a method."""
         return self.scored[column].entry(name)
 
-    def span(self, name: str, what: Literal["n", "undefined"]) -> str:
+    def span(self, name: str, what: Literal["n", "n_undefined"]) -> str:
         """How many units a method's scores rest on, or miss; from the fewest to the most where scores differ."""
         found = [getattr(entry, what) for part in self.scored if (entry := part.entry(name))]
         if not found:
@@ -143,7 +144,7 @@ def arranged(listed: Sequence[Method], order: Sequence[str]) -> tuple[list[Metho
 
 SUMMARY = (
     "test", "score", "setting", "direction", "method", "control", "unit", "n", "n_undefined", "mean", "low", "high",
-    "useless", "rank", "best_rank", "worst_rank",
+    "chance", "rank", "best_rank", "worst_rank",
 )  # fmt: skip
 
 
@@ -156,9 +157,9 @@ def summary(scored: Iterable[Scored]) -> str:
 
 
 def _row(part: Scored, entry: Entry, opponents: Sequence[str]) -> list[Any]:
-    score, method = part.score, entry.method
-    row: list[Any] = [score.test, score.name, score.setting, score.direction, method.name, method.control, score.unit]
-    row += [entry.n, entry.undefined, *map(csv_number, (entry.mean, entry.low, entry.high, entry.useless))]
+    score = part.score
+    row: list[Any] = [score.test, score.name, score.setting, score.direction, entry.method, entry.control, score.unit]
+    row += [entry.n, entry.n_undefined, *map(csv_number, (entry.mean, entry.low, entry.high, entry.chance))]
     row += ["" if rank is None else rank for rank in (entry.rank, entry.best_rank, entry.worst_rank)]
     for name in opponents:
         row += list(_versus(entry, name))
@@ -170,7 +171,7 @@ def _versus(entry: Entry, name: str) -> Iterator[Any]:
     if versus is None:
         yield from [""] * 6
     else:
-        yield from map(csv_number, (versus.gain, versus.low, versus.high, versus.effect, versus.p))
+        yield from map(csv_number, (versus.gain, *versus.gain_ends, versus.gain_effect, versus.p))
         yield versus.outcome
 
 

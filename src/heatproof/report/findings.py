@@ -4,7 +4,7 @@ Every sentence is made from the scores; what did not happen is not mentioned.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heatproof.metrics import statistics
+from heatproof.metrics.comparison import ORACLE, REFERENCES, Entry
 from heatproof.report.records import FIRSTS, Curves, MapHealth, Method, Retraining, RetrainingLine
-from heatproof.report.scores import ORACLE, REFERENCES, Entry, Scored
-from heatproof.report.wording import count, interval, listed, percent, signed
+from heatproof.report.scores import Scored
+from heatproof.report.wording import LEAKS, count, interval, listed, marks, percent, signed
 
 Pass = Literal["all", "some", "none", "unknown"]
 Level = Literal["good", "note", "warning"]
@@ -86,7 +87,7 @@ def verdict(
     scored: Sequence[Scored],
     methods: Sequence[Method],
     confidence: float,
-    unreadable: Mapping[str, str] | None = None,
+    unreadable: Collection[str] = (),
 ) -> Verdict:
     """Which methods beat the reference controls, in which tests.
 
@@ -94,14 +95,13 @@ def verdict(
         scored: all scores; only the primary ones count.
         methods: of the configuration.
         confidence: of the intervals, for the wording.
-        unreadable: methods whose masks tell the class: their ROAR says nothing.
+        unreadable: methods whose masks alone reveal the class: their ROAR says nothing.
     """
     primary = [part for part in scored if part.score.is_primary]
     tests = tuple(part.score.title for part in primary)
     references = tuple(name for name in REFERENCES if any(part.entry(name) for part in primary))
     names = [method.name for method in methods if not method.control]
-    leaking = unreadable or {}
-    rows = [Row(name, tuple(_mark(part, name, references, leaking) for part in primary)) for name in names]
+    rows = [Row(name, tuple(_mark(part, name, references, unreadable) for part in primary)) for name in names]
     rows = [row for row in rows if any(mark.text for mark in row.marks)]
     order = sorted(rows, key=lambda row: (-len(row.passed()), _mean_rank(primary, row.method), names.index(row.method)))
     if not primary:
@@ -168,26 +168,25 @@ def findings(
 # --- the verdict
 
 
-def _mark(part: Scored, name: str, references: Sequence[str], unreadable: Mapping[str, str]) -> Mark:
+def _mark(part: Scored, name: str, references: Sequence[str], unreadable: Collection[str]) -> Mark:
     entry = part.entry(name)
     test = part.score.title
     if entry is None or entry.n == 0:
         return Mark(test, "unknown", "no results yet" if entry else "")
     if test == "ROAR" and name in unreadable:
-        return Mark(test, "unknown", "not readable: its masks alone tell the class")
+        return Mark(test, "unknown", LEAKS)
     against = [reference for reference in references if reference in entry.versus]
     if not against:
         return Mark(test, "unknown", "no control to compare with")
     if not entry.is_judged:
         return Mark(test, "unknown", "one run: no interval")
-    missed = entry.not_beaten()
-    if not missed:
+    missed = [reference for reference in against if reference not in entry.beaten]
+    if not missed or not part.score.is_ranked:
         return Mark(test, "all", f"beats {_all_of(against)}")
     worse = [reference for reference in missed if entry.versus[reference].outcome == "worse"]
-    open_ = [reference for reference in missed if reference not in worse]
     words = [f"worse than {listed(worse)}"] if worse else []
-    words += [f"not better than {listed(open_, 'or')}"] if open_ else []
-    return Mark(test, "some" if entry.beaten() else "none", "; ".join(words))
+    words += marks([reference for reference in missed if reference not in worse])
+    return Mark(test, "some" if len(missed) < len(against) else "none", "; ".join(words))
 
 
 def _all_of(names: Sequence[str]) -> str:
@@ -306,27 +305,27 @@ def _known_truth(primary: Sequence[Scored]) -> Iterator[Finding]:
         )
 
 
-def leaking(lines: Sequence[RetrainingLine]) -> dict[str, str]:
-    """Methods whose masks alone tell the class, and what is to be said of their ROAR scores."""
-    return {line.method: line.marks for line in lines if line.metric == "mask_only" and line.marks}
+def leaking(lines: Sequence[RetrainingLine]) -> tuple[str, ...]:
+    """Methods whose masks alone reveal the class."""
+    return tuple(dict.fromkeys(line.method for line in lines if line.metric == "mask_only" and line.leaks))
 
 
 def _leaking(lines: Sequence[RetrainingLine]) -> Iterator[Finding]:
     flagged = leaking(lines)
     if flagged:
         told = [
-            line for line in lines if line.metric == "mask_only" and line.method in flagged and line.mean > line.useless
+            line for line in lines if line.metric == "mask_only" and line.method in flagged and line.mean > line.chance
         ]
         yield Finding(
             "warning",
-            f"ROAR cannot be read for {listed(list(flagged))}",
+            f"ROAR cannot be read for {listed(flagged)}",
             (
-                "Networks that see nothing but the mask of the removed pixels tell the class better than chance. What ROAR and "
+                "Networks that see nothing but the mask of the removed pixels predict the class better than chance. What ROAR and "
                 "KAR measure there may be the shape of the hole instead of what was in it.",
             ),
             tuple(
                 f"{line.method}, {percent(line.removed_fraction)} removed: accuracy {percent(line.mean)} "
-                f"{interval(line.images_low, line.images_high)} from the masks alone, chance {percent(line.useless)}, "
+                f"{interval(line.images_low, line.images_high)} from the masks alone, chance {percent(line.chance)}, "
                 f"n = {count(line.n, 'run')}"
                 for line in told
             ),
@@ -502,7 +501,7 @@ def _outcome(entry: Entry, opponent: str) -> str:
 def _gains(part: Scored, names: Sequence[str], opponent: str) -> str:
     """Differences of methods to an opponent, with intervals and n."""
     return f"{part.score.title} {part.score.name}, difference to {opponent}: " + "; ".join(
-        f"{name} {signed(versus.gain)} {interval(versus.low, versus.high)}, n = {versus.n:,}"
+        f"{name} {signed(versus.gain)} {interval(*versus.gain_ends)}, n = {versus.n:,}"
         for name in names
         if (entry := part.entry(name)) and (versus := entry.versus[opponent])
     )
@@ -510,7 +509,7 @@ def _gains(part: Scored, names: Sequence[str], opponent: str) -> str:
 
 def _tested(part: Scored, opponent: str, outcome: str) -> list[str]:
     """The methods under test with this outcome against an opponent."""
-    return [e.method.name for e in part.entries if not e.method.control and _outcome(e, opponent) == outcome]
+    return [e.method for e in part.entries if not e.control and _outcome(e, opponent) == outcome]
 
 
 def _who_where(parts: Sequence[Scored], chosen: Chosen, does: str, do: str) -> str:

@@ -1,7 +1,7 @@
 """All tests at a glance: ranks of the methods in each, which differences hold over images, and whether tests agree."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,19 +9,17 @@ import numpy as np
 from scipy import stats
 
 from heatproof.metrics import statistics
+from heatproof.metrics.comparison import REFERENCES, Entry, Settings
 from heatproof.report import drawing, scores
 from heatproof.report.figures import Figure, arranged, csv_number, csv_text, matrix_csv, slug
-from heatproof.report.records import Method, Settings
-from heatproof.report.scores import REFERENCES, Entry, Score, Scored
+from heatproof.report.records import Method
+from heatproof.report.scores import Score, Scored
 from heatproof.report.wording import count
 
 FEWEST_METHODS = 3
 """Methods from which ranks over blocks and correlations of rankings are shown."""
 TONES = 5
 """Steps of the colour of a cell, from the best rank to the worst."""
-
-
-Flags = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -31,12 +29,12 @@ class Cell:
     Args:
         entry: its numbers.
         tone: 0 for the best rank to `TONES` - 1 for the worst; None without a rank.
-        flag: what forbids to read the number; empty: nothing.
+        leaks: whether the masks alone reveal the class, so that the number cannot be read.
     """
 
     entry: Entry
     tone: int | None
-    flag: str
+    leaks: bool
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def matrix(
     primary: Sequence[Scored],
     anchors: Sequence[str],
     methods: Sequence[Method],
-    flags: Flags,
+    leaking: Collection[str],
     notes: Mapping[str, Mapping[str, Note]],
 ) -> Matrix | None:
     """The summary of all tests; None where there is none.
@@ -155,14 +153,14 @@ def matrix(
         primary: one score of all methods for each column.
         anchors: for each of them the id of its section.
         methods: of the configuration.
-        flags: for a test and a method what forbids to read its score.
+        leaking: methods whose ROAR cannot be read, since their masks alone reveal the class.
         notes: for further columns what is said of each method.
     """
     if not primary:
         return None
-    present = {entry.method.name for part in primary for entry in part.entries}
+    present = {entry.method for part in primary for entry in part.entries}
     listed = [method for method in methods if method.name in present]
-    made = {method.name: _row(method, primary, flags, notes) for method in listed}
+    made = {method.name: _row(method, primary, leaking, notes) for method in listed}
     order = sorted(made, key=lambda name: made[name].mean_rank)
     tested, controls = arranged(listed, order)
     columns = tuple(part.score for part in primary)
@@ -171,7 +169,9 @@ def matrix(
     return Matrix(columns, tuple(notes), tuple(anchors), rows, others, _matrix_csv(columns, (*rows, *others)))
 
 
-def _row(method: Method, primary: Sequence[Scored], flags: Flags, notes: Mapping[str, Mapping[str, Note]]) -> Row:
+def _row(
+    method: Method, primary: Sequence[Scored], leaking: Collection[str], notes: Mapping[str, Mapping[str, Note]]
+) -> Row:
     cells: list[Cell | None] = []
     for part in primary:
         entry = part.entry(method.name)
@@ -180,7 +180,7 @@ def _row(method: Method, primary: Sequence[Scored], flags: Flags, notes: Mapping
             continue
         last = max((e.rank for e in part.entries if e.rank), default=1)
         tone = None if entry.rank is None else round((entry.rank - 1) / max(1, last - 1) * (TONES - 1))
-        cells.append(Cell(entry, tone, flags.get(part.score.test, {}).get(method.name, "")))
+        cells.append(Cell(entry, tone, part.score.test == "ROAR" and method.name in leaking))
     ranks = [cell.entry.rank for cell in cells if cell is not None and cell.entry.rank is not None]
     said = tuple(found.get(method.name) for found in notes.values())
     return Row(method, tuple(cells), float(np.mean(ranks)) if ranks else math.inf, len(ranks), said)
@@ -188,7 +188,7 @@ def _row(method: Method, primary: Sequence[Scored], flags: Flags, notes: Mapping
 
 def _matrix_csv(columns: Sequence[Score], rows: Sequence[Row]) -> str:
     names = ("method", "control", "test", "score", "better", "n", "n_undefined", "mean", "low", "high", "rank",
-             "best_rank", "worst_rank", "not_better_than", "flag")  # fmt: skip
+             "best_rank", "worst_rank", "not_better_than", "leaks")  # fmt: skip
     lines = []
     for row in rows:
         for score, cell in zip(columns, row.cells, strict=True):
@@ -196,9 +196,10 @@ def _matrix_csv(columns: Sequence[Score], rows: Sequence[Row]) -> str:
                 entry = cell.entry
                 numbers = map(csv_number, (entry.mean, entry.low, entry.high))
                 ranks = ("" if rank is None else rank for rank in (entry.rank, entry.best_rank, entry.worst_rank))
-                missed = "" if row.method.control else " ".join(entry.not_beaten())
                 what = (row.method.name, row.method.control, score.test, score.label, score.better)
-                lines.append((*what, entry.n, entry.undefined, *numbers, *ranks, missed, cell.flag))
+                lines.append(
+                    (*what, entry.n, entry.n_undefined, *numbers, *ranks, ";".join(entry.not_better_than), cell.leaks)
+                )
     return csv_text(names, lines)
 
 
@@ -278,7 +279,7 @@ def _ranking(part: Scored, methods: Sequence[Method], settings: Settings) -> Ran
 def agreement(primary: Sequence[Scored]) -> Agreement | None:
     """Rank correlations between tests over the methods under test; None where no two tests share three of them."""
     parts = [part for part in primary if part.score.is_ranked]
-    names = list(dict.fromkeys(e.method.name for part in parts for e in part.entries if not e.method.control))
+    names = list(dict.fromkeys(e.method for part in parts for e in part.entries if not e.control))
     goodness = np.array([[_goodness(part, name) for name in names] for part in parts]).reshape(len(parts), len(names))
     defined = np.isfinite(goodness).astype(int)
     shared = defined @ defined.T

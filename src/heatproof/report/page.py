@@ -1,7 +1,7 @@
 """The page: scores, findings, charts and pictures, put into one self-contained HTML file."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from heatproof.metrics import comparison
 from heatproof.report import charts, findings, overview, pictures, retraining, scores, sections, similarity, wording
 from heatproof.report.charts import Chart
 from heatproof.report.figures import Figure, Table, csv_link, line_figure, summary
@@ -18,7 +19,7 @@ from heatproof.report.scores import Scored
 from heatproof.report.sections import PERTURBATION, Section
 from heatproof.report.wording import percent
 
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 """Raised when the page says something else about the same results."""
 
 SOURCES = ("page.html.j2", "page.css", "page.js")
@@ -76,9 +77,7 @@ def compose(material: Material) -> Report:
     steps = [*similarity.step_figures(material.sanity, methods)]
     drawn = [ranking.figure for ranking in rankings if ranking.figure] + ([agreement.figure] if agreement else [])
     every = [*figures, *(f for test in tests for f in (*test.curves, *test.settings)), *steps]
-    matrix = overview.matrix(
-        primary, _anchors(primary, tests), methods, {"ROAR": leaking}, _notes(material, leaking, said)
-    )
+    matrix = overview.matrix(primary, _anchors(primary, tests), methods, leaking, _notes(material, leaking, said))
     view = {
         "material": material,
         "verdict": verdict,
@@ -113,8 +112,8 @@ def compose(material: Material) -> Report:
         "charts": _plotly(every, material),
         "singles": sections.singles(material.tests, tests, [p.index for p in material.pictures][:MOST_SINGLE_IMAGES]),
         "perturbation": PERTURBATION,
-        "references": scores.REFERENCES,
-        "oracle": scores.ORACLE,
+        "references": comparison.REFERENCES,
+        "oracle": comparison.ORACLE,
     }
     files: dict[str, str | bytes] = {"summary.csv": summary([*removal, *(p for test in tests for p in test.scored)])}
     view["summary_link"] = csv_link(str(files["summary.csv"]))
@@ -136,7 +135,9 @@ def source_texts() -> dict[str, str]:
 def _removal_scores(material: Material) -> Iterator[Scored]:
     yield from scores.retraining_scores(material.retraining, material.methods, material.settings)
     if material.curves is not None:
-        yield from scores.curve_scores(material.curves, material.methods, material.settings)
+        for test in material.tests:
+            if test.name == PERTURBATION:
+                yield from scores.perturbation_scores(test, material.methods, material.settings)
 
 
 def _tables(scored: Sequence[Scored], material: Material, order: Sequence[str]) -> Iterator[Table]:
@@ -153,7 +154,7 @@ def _anchors(primary: Sequence[Scored], tests: Sequence[Section]) -> list[str]:
 
 
 def _notes(
-    material: Material, leaking: Mapping[str, str], said: Sequence[similarity.Statement]
+    material: Material, leaking: Collection[str], said: Sequence[similarity.Statement]
 ) -> dict[str, dict[str, Note]]:
     """What tests without a rank say of each method."""
     notes: dict[str, dict[str, Note]] = {}
@@ -163,8 +164,8 @@ def _notes(
         notes["masks alone"] = {
             name: Note(
                 "bad" if name in leaking else "good",
-                f"{'tell' if name in leaking else 'do not tell'} the class ({percent(line.mean)}, "
-                f"chance {percent(line.useless)})",
+                f"{'reveal' if name in leaking else 'do not reveal'} the class ({percent(line.mean)}, "
+                f"chance {percent(line.chance)})",
             )
             for name, line in highest.items()
         }
@@ -231,14 +232,14 @@ def _rendered(view: Mapping[str, Any], *, with_plotly: bool) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    for name in ("number", "signed", "percent", "probability", "count", "listed", "duration"):
+    for name in ("number", "signed", "percent", "probability", "count", "listed", "duration", "marks"):
         environment.filters[name] = getattr(wording, name)
     environment.filters["interval_to"] = wording.interval
     environment.filters["isfinite"] = math.isfinite
     environment.filters["breakable"] = _breakable
     environment.filters["heat"] = _heat
     environment.filters["as_link"] = csv_link
-    environment.globals["nan"] = math.nan
+    environment.globals |= {"nan": math.nan, "LEAKS": wording.LEAKS}
     template = environment.from_string(sources["page.html.j2"])
     script = _plotly_script() if with_plotly else ""
     return template.render(view, css=sources["page.css"], js=sources["page.js"], plotly=script)

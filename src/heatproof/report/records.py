@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heatproof.metrics.comparison import Settings
 from heatproof.metrics.score import Curve, Direction, Pooled, Score, Scored
 
 FIRSTS = ("most", "least")
@@ -119,12 +120,13 @@ class RetrainingLine:
         better: direction.
         n: runs, or methods where it is about all.
         mean, sd, low, high: with the interval over runs.
-        useless: the score of a map that knows nothing; of masks, the chance level.
-        difference, difference_low, difference_high: to the random control, over pairs of runs.
+        chance: the score of a map without information; of masks, the chance level.
+        difference_to_random, difference_low, difference_high: over pairs of runs.
         images_low, images_high: interval over runs and test images: of that difference; of masks, of the mean.
-        effect: Cohen's d of the difference.
-        p: of no difference, or no better than chance; Holm-adjusted.
-        marks: what has to be said of it.
+        cohens_d: of the difference.
+        p_holm: of no difference, or no better than chance; Holm-adjusted.
+        not_better_than, not_testable_against: controls.
+        leaks: whether the masks alone reveal the class.
     """
 
     score: str
@@ -138,15 +140,17 @@ class RetrainingLine:
     sd: float = math.nan
     low: float = math.nan
     high: float = math.nan
-    useless: float = math.nan
-    difference: float = math.nan
+    chance: float = math.nan
+    difference_to_random: float = math.nan
     difference_low: float = math.nan
     difference_high: float = math.nan
     images_low: float = math.nan
     images_high: float = math.nan
-    effect: float = math.nan
-    p: float = math.nan
-    marks: str = ""
+    cohens_d: float = math.nan
+    p_holm: float = math.nan
+    not_better_than: tuple[str, ...] = ()
+    not_testable_against: tuple[str, ...] = ()
+    leaks: bool = False
 
 
 @dataclass(frozen=True)
@@ -314,21 +318,6 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How the page does its statistics.
-
-    Args:
-        confidence: of all intervals.
-        resamples: of the bootstrap over images.
-        seed: root seed of the resamples.
-    """
-
-    confidence: float = 0.95
-    resamples: int = 10_000
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Material:
     """Everything that a page shows; what is None or empty was not computed (yet).
 
@@ -376,4 +365,4 @@ class Material:
     versions: Mapping[str, str] = field(default_factory=dict)
     configuration: str = ""
     label_targets: bool = False
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)

@@ -1,10 +1,13 @@
 """What has to be known before ROAR and KAR are read: leakage of the masks, twins, and whether the two orders agree."""
 
+import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from heatproof.metrics.comparison import REFERENCES
+from heatproof.report import wording
 from heatproof.report.figures import arranged, csv_number, csv_text
 from heatproof.report.records import Method, RetrainingLine
 from heatproof.report.wording import percent
@@ -33,7 +36,7 @@ class LineTable:
     @property
     def chance(self) -> float:
         """The accuracy that is reached without looking, of masks."""
-        known = [line.useless for _, lines in self.rows for line in lines if line is not None]
+        known = [line.chance for _, lines in self.rows for line in lines if line is not None]
         return known[0] if known and self.kind == "mask" else math.nan
 
 
@@ -54,7 +57,7 @@ def tables(lines: Sequence[RetrainingLine], methods: Sequence[Method], order: Se
             "mask-only",
             "Masks alone",
             "Accuracy of networks that see only which pixels are removed, with the interval over runs and, below, over test "
-            "images. Above chance the mask itself tells the class, and ROAR cannot be read as faithfulness. "
+            "images. Above chance the mask itself reveals the class, and ROAR cannot be read as faithfulness. "
             "p: no better than chance, Holm-adjusted.",
             [line for line in lines if line.metric == "mask_only"],
             methods,
@@ -114,35 +117,37 @@ def orders(lines: Sequence[RetrainingLine]) -> list[OrderLine]:
     ]
 
 
-_IN_TABLES = re.compile(r"(not )?better than (random|sobel|centre)(: not testable)?")
-
-
 def marks(lines: Sequence[RetrainingLine]) -> list[str]:
-    """What the tables of scores do not say of methods, one sentence each; the same of several fractions is said once."""
-    said: dict[tuple[str, str, str], list[str]] = {}
+    """What the tables of scores do not show, one sentence each: leaks, and controls that are derived from a method.
+
+    The same of several fractions is said once.
+    """
+    where_of: dict[tuple[str, str, str], list[str]] = {}
     for line in lines:
         if not line.control and line.score in ("accuracy", "area_to_random") and line.metric != "mask_only":
             where = "area to random" if math.isnan(line.removed_fraction) else percent(line.removed_fraction)
-            for words in filter(None, line.marks.split("; ")):
-                if not _IN_TABLES.fullmatch(words):
-                    said.setdefault((line.method, line.metric, words), []).append(where)
+            derived = [
+                [name for name in names if name not in REFERENCES]
+                for names in (line.not_better_than, line.not_testable_against)
+            ]
+            for words in wording.marks(derived[0], derived[1], line.leaks):
+                where_of.setdefault((line.method, line.metric, words), []).append(where)
     return [
         f"{method}, {metric.upper() if metric != 'recursive' else 'recursive ROAR'} ({', '.join(where)}): {words}."
-        for (method, metric, words), where in said.items()
+        for (method, metric, words), where in where_of.items()
     ]
 
 
 def as_csv(lines: Sequence[RetrainingLine]) -> str:
     """All lines."""
-    names = (
-        "score", "metric", "method", "control", "removed_fraction", "better", "n", "mean", "sd", "low", "high", "useless",
-        "difference", "difference_low", "difference_high", "images_low", "images_high", "effect", "p", "marks",
-    )  # fmt: skip
-    rows = []
-    for line in lines:
-        values = (getattr(line, name) for name in names)
-        rows.append([csv_number(value) if isinstance(value, float) else value for value in values])
-    return csv_text(names, rows)
+    names = [field.name for field in dataclasses.fields(RetrainingLine)]
+
+    def written(value: Any) -> Any:
+        if isinstance(value, float):
+            return csv_number(value)
+        return ";".join(value) if isinstance(value, tuple) else value
+
+    return csv_text(names, ([written(getattr(line, name)) for name in names] for line in lines))
 
 
 def _table(

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heatproof.metrics.comparison import Settings, sample_of
 from heatproof.metrics.score import Curve, Pooled, Scored
 from heatproof.report import charts, scores
 from heatproof.report.charts import Chart
 from heatproof.report.figures import WIDEST, Figure, Table, line_figure, slug
-from heatproof.report.records import Material, Method, Settings, TestResult
+from heatproof.report.records import Material, Method, TestResult
 from heatproof.report.scores import Score
 
 PERTURBATION = "pixel_perturbation_analysis"
 """The test whose main scores and curves are shown together with those of retraining."""
-SHOWN_ABOVE = ("morf_area", "lerf_area", "abpc", "morf_aopc", "lerf_aopc", "morf_probability", "lerf_probability")
+SHOWN_ABOVE = (*scores.PERTURBATION_SCORES, "lerf_aopc", "morf_probability", "lerf_probability")
 FEW_SETTINGS = 3
 """Settings of a score that become columns of a table; more become a chart."""
 POINTS = 41
@@ -166,17 +167,8 @@ def _with_settings(score: Score, by_setting: Mapping[str, Found]) -> Iterator[tu
 
 
 def _column(score: Score, found: Found, material: Material) -> scores.Scored:
-    pooled = {name: part for name, part in found.items() if isinstance(part, Pooled)}
-    if pooled:
-        return scores.pooled_scores(score, pooled, material.methods, material.settings)
-    parts = {name: part for name, part in found.items() if isinstance(part, Scored)}
-    useless = {
-        name: float(np.nanmean(part.useless))
-        for name, part in parts.items()
-        if part.useless is not None and np.isfinite(part.useless).any()
-    }
-    values = {name: np.asarray(part.values, dtype=np.float64) for name, part in parts.items()}
-    return scores.mean_scores(score, values, material.methods, material.settings, useless)
+    sample = sample_of(found, score.better, has_rank_ranges=score.is_primary)
+    return scores.compared(score, sample, material.methods, material.settings)
 
 
 # --- charts

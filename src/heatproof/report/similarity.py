@@ -7,10 +7,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from heatproof.metrics.comparison import Settings
 from heatproof.report import charts, drawing, scores
 from heatproof.report.charts import Chart
 from heatproof.report.figures import Figure, csv_number, csv_text, line_figure
-from heatproof.report.records import Method, SanityStep, Settings, Similarity
+from heatproof.report.records import Method, SanityStep, Similarity
 from heatproof.report.scores import Point
 from heatproof.report.wording import interval, listed, number
 

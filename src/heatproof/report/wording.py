@@ -88,6 +88,26 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
+LEAKS = "the masks alone reveal the class: not to be read as faithfulness"
+
+
+def marks(not_better_than: Sequence[str], not_testable_against: Sequence[str] = (), leaks: bool = False) -> list[str]:
+    """What has to be said of a method's score: the words of all its marks, wherever they are shown.
+
+    >>> marks(["random", "sobel"], ["centre"])
+    ['not better than random or sobel', 'too few runs or images to compare it with centre']
+    """
+    return [
+        *([LEAKS] if leaks else []),
+        *([f"not better than {listed(not_better_than, 'or')}"] if not_better_than else []),
+        *(
+            [f"too few runs or images to compare it with {listed(not_testable_against)}"]
+            if not_testable_against
+            else []
+        ),
+    ]
+
+
 def duration(seconds: float) -> str:
     """A time that a person can grasp.
 

@@ -18,6 +18,7 @@ from scipy.spatial.distance import squareform
 
 from heatproof import artefacts, config, runtime, store
 from heatproof.metrics import agreement, statistics
+from heatproof.metrics.comparison import Settings, summarize_images
 from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.plan import Artefact
 from heatproof.stages.run import Run
@@ -44,7 +45,12 @@ def _plan(run: Run, section: config.Agreement, sampled: SampledMaps) -> list[Art
         "seed": run.config.seed,
         "code": agreement.RESULTS_VERSION,
     }
-    summary = {"origin": origin, "columns": list(LINE), "code": statistics.RESULTS_VERSION}
+    summary = {
+        "origin": origin,
+        "columns": list(LINE),
+        "intervals": run.intervals.origin(),
+        "code": statistics.RESULTS_VERSION,
+    }
     return [Artefact(folder / "agreement.h5", origin, sampled), Artefact(folder / "results.csv", summary, None)]
 
 
@@ -57,7 +63,7 @@ def run(run: Run) -> None:
     if not matrices.is_complete():
         _compare(section, sampled.chosen, readers, matrices)
     if not summary.is_complete():
-        _write_results(section, summary, matrices, run.config.seed)
+        _write_results(section, summary, matrices, run.intervals)
 
 
 def _compare(
@@ -104,7 +110,9 @@ def _matrices(
     return {"spearman": agreement.spearman_matrix(maps), "top_k_overlap": overlap, "ssim": ssim}
 
 
-def _write_results(section: config.Agreement, summary: Artefact[Any], matrices: Artefact[Any], seed: int) -> None:
+def _write_results(
+    section: config.Agreement, summary: Artefact[Any], matrices: Artefact[Any], settings: Settings
+) -> None:
     reader = store.RowReader(matrices.path)
     names = matrices.origin["methods"]
     pairs = list(itertools.combinations(range(len(names)), 2))
@@ -113,7 +121,7 @@ def _write_results(section: config.Agreement, summary: Artefact[Any], matrices: 
         values = reader.read(score)
         setting = f"top={section.top_fraction:g}" if score == "top_k_overlap" else ""
         rows = [values[:, i, j] for i, j in pairs]
-        for (i, j), found in zip(pairs, statistics.summarize_rows(rows, seed=seed) if rows else [], strict=True):
+        for (i, j), found in zip(pairs, summarize_images(rows, settings) if rows else [], strict=True):
             lines.append([names[i], names[j], score, setting, "neither", *found])
     tree = summary.path.with_name("clustering.json")
     artefacts.write_csv(summary.path, LINE, lines)

@@ -7,9 +7,7 @@ is continued; <section>/<method>.h5 gets one row for each image, <section>/resul
 
 import dataclasses
 import functools
-import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from heatproof.datasets import Split
 from heatproof.errors import ConfigError, DataError, MapError, MissingInputError
 from heatproof.methods.explainer import Explained, Explainer
 from heatproof.metrics import statistics
+from heatproof.metrics.comparison import Settings, compare, sample_of
 from heatproof.metrics.score import Curve, Pooled, Score, Scored
 from heatproof.models import LoadedModel
 from heatproof.stages import infilled
@@ -37,8 +36,9 @@ logger = logging.getLogger(__name__)
 FORMAT = "heatproof/scores"
 KNOWN = ("index", "label", "target", "prediction")  # columns that every test keeps
 LINE = (
-    "method", "control", "score", "setting", "better", "n", "n_undefined", "mean", "sd", "low", "high", "useless",
-    "difference_n", "difference_to_random", "difference_low", "difference_high", "cohens_d",
+    "method", "control", "score", "setting", "better", "n", "n_undefined", "mean", "sd", "low", "high", "chance",
+    "difference_n", "difference_to_random", "difference_low", "difference_high", "cohens_d", "p_holm",
+    "not_better_than", "not_testable_against",
 )  # fmt: skip
 
 
@@ -274,6 +274,7 @@ def table(run: Run, section: config.MapTest, test: MapTest, files: Sequence[Arte
             "controls": {method.name: method.control for method in section.methods()},
             "scores": [[score.name, score.better] for score in test.scores],
             "columns": list(LINE),
+            "intervals": run.intervals.origin(),
             "code": statistics.RESULTS_VERSION,
         },
         None,
@@ -302,7 +303,7 @@ def evaluate(run: Run, section: config.MapTest, test: MapTest) -> list[Artefact[
             _score(section, test, subject, sampled.chosen, readers[name], file)
     summary = table(run, section, test, files)
     if not summary.is_complete():
-        _write_results(summary, section, test, run.config.seed, {file.path.stem: file.path for file in files})
+        _write_results(summary, section, test, run.intervals, {file.path.stem: file.path for file in files})
     return files
 
 
@@ -407,81 +408,21 @@ def _images(run: Run, split: Split, maps: store.MapReader, rows: NDArray[np.int6
 
 
 def _write_results(
-    table: Artefact[None], section: config.MapTest, test: MapTest, seed: int, files: Mapping[str, Path]
+    table: Artefact[None], section: config.MapTest, test: MapTest, settings: Settings, files: Mapping[str, Path]
 ) -> None:
-    """One line for each method, score and setting, with its difference to the random control."""
-    controls = {method.name: method.control for method in section.methods()}
-    found = {name: list(_scores(test, path)) for name, path in files.items()}
-    random = {(score.name, score.setting): score for score in found.get("random", ())}
+    """One line for each method, score and setting, compared with the controls."""
+    found: dict[tuple[str, str], dict[str, Scored | Pooled]] = {}
+    for name, path in files.items():
+        for part in test.read(store.RowReader(path).read):
+            if not isinstance(part, Curve):
+                found.setdefault((part.name, part.setting), {})[name] = part
     better = {score.name: score.better for score in test.scores}
-    lines = []
-    for name, scores in found.items():
-        for score, summary, difference in _summaries(scores, {} if name == "random" else random, seed):
-            useless = getattr(score, "useless", None)
-            chance = "" if useless is None else float(np.nanmean(useless)) if np.isfinite(useless).any() else ""
-            line = [name, controls[name], score.name, score.setting, better[score.name], *summary, chance, *difference]
-            lines.append(line)
-    artefacts.write_csv(table.path, LINE, lines)
+    samples = [sample_of(parts, better[name]) for (name, _), parts in found.items()]
+    controls = {method.name: method.control for method in section.methods()}
+    lines: dict[str, list[list[Any]]] = {name: [] for name in files}
+    for (score, setting), entries in zip(found, compare(samples, controls, settings), strict=True):
+        for entry in entries:
+            row = {"score": score, "setting": setting, "better": better[score], **entry.row()}
+            lines[entry.method].append([row[name] for name in LINE])
+    artefacts.write_csv(table.path, LINE, [line for of_method in lines.values() for line in of_method])
     table.write(table.path)
-
-
-def _scores(test: MapTest, path: Path) -> Iterator[Scored | Pooled]:
-    reader = store.RowReader(path)
-    return (part for part in test.read(reader.read) if not isinstance(part, Curve))
-
-
-Difference = tuple[float | str, float | str, float | str, float | str, float | str]
-NO_DIFFERENCE: Difference = ("", "", "", "", "")
-
-
-def _summaries(
-    scores: Sequence[Scored | Pooled], random: Mapping[tuple[str, str], Scored | Pooled], seed: int
-) -> Iterator[tuple[Scored | Pooled, statistics.Summary, Difference]]:
-    """Each score with its summary and its difference to the random control; means of images are resampled together."""
-    means = [score for score in scores if isinstance(score, Scored)]
-    others = [random.get((score.name, score.setting)) for score in means]
-    rows = [score.values for score in means]
-    rows += [s.values - o.values for s, o in zip(means, others, strict=True) if isinstance(o, Scored)]
-    summaries = iter(statistics.summarize_rows(rows, seed=seed) if rows else [])
-    own = dict(zip((id(score) for score in means), itertools.islice(summaries, len(means)), strict=True))
-    for score in scores:
-        other = random.get((score.name, score.setting))
-        if isinstance(score, Pooled):
-            yield score, *pooled(score, other if isinstance(other, Pooled) else None, seed)
-        elif isinstance(other, Scored):
-            difference = next(summaries)
-            effect = statistics.cohens_d(score.values - other.values)
-            yield score, own[id(score)], (difference.n, difference.mean, difference.low, difference.high, effect)
-        else:
-            yield score, own[id(score)], NO_DIFFERENCE
-
-
-def pooled(score: Pooled, other: Pooled | None, seed: int) -> tuple[statistics.Summary, Difference]:
-    """A pooled score with its bootstrap interval, and its difference to another on the same resamples.
-
-    The difference is that of both scores on the images that both use. Resamples in which a score is undefined are left out.
-    """
-    used = score.used
-    drawn = _resampled(score, seed)
-    n = int(used.sum())
-    summary = statistics.Summary(n, len(used) - n, score.value, *_spread(drawn))
-    if other is None:
-        return summary, NO_DIFFERENCE
-    both = used & other.used
-    mine, theirs = score.among(both), other.among(both)
-    gaps = (drawn if both.sum() == n else _resampled(mine, seed)) - _resampled(theirs, seed)
-    _, low, high = _spread(gaps)
-    return summary, (int(both.sum()), mine.value - theirs.value, low, high, "")
-
-
-def _resampled(score: Pooled, seed: int) -> NDArray[np.float64]:
-    return statistics.resampled(score.sums, score.statistic, seed)
-
-
-def _spread(drawn: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Standard deviation and interval of resampled scores; NaN where none is defined."""
-    defined = drawn[np.isfinite(drawn)]
-    if len(defined) < 2:
-        return math.nan, math.nan, math.nan
-    low, high = statistics.Interval.of_resamples(defined, 0.95)
-    return float(defined.std(ddof=1)), float(low), float(high)

@@ -40,7 +40,7 @@ SCORES: dict[config.FaithfulnessTest, tuple[Score, ...]] = {
             headline=True,
         ),
         Score("region_lerf_aopc", "lower", "mean drop of the score, squares of the lowest sum removed first"),
-        Score("region_abpc", "higher", "mean gap between the curves of both orders of squares; a useless map has 0"),
+        Score("region_abpc", "higher", "mean gap between the curves of both orders of squares; chance: 0"),
         Score("region_morf_area", "lower", "area below the score's curve, squares of the highest sum removed first"),
         Score("region_lerf_area", "higher", "area below the score's curve, squares of the lowest sum removed first"),
     ),
@@ -54,7 +54,7 @@ SCORES: dict[config.FaithfulnessTest, tuple[Score, ...]] = {
         Score(
             "faithfulness_correlation",
             "higher",
-            "correlation of the map's sum over random pixels with the drop without them, in [-1, 1]; a useless map has 0",
+            "correlation of the map's sum over random pixels with the drop without them, in [-1, 1]; chance: 0",
             headline=True,
         ),
     ),
@@ -94,7 +94,7 @@ SCORES: dict[config.FaithfulnessTest, tuple[Score, ...]] = {
             "infidelity",
             "lower",
             "mean squared difference of the map's sum over a square and the drop without it, in squared score units, each "
-            "map multiplied by the factor of at least 0 that serves it best; a map of zeros has the value named useless",
+            "map multiplied by the factor of at least 0 that serves it best; a map of zeros has the value named chance",
         ),
         Score(
             "infidelity_raw",
@@ -496,12 +496,12 @@ def _selectivity(cuts: Cuts, column: Read) -> Iterator[Scored | Curve]:
 
 def _faithfulness_correlation(cuts: Cuts, column: Read) -> Iterator[Scored]:
     correlations = faithfulness.correlation(column("subset_claims"), column("subset_drops"))
-    yield Scored("faithfulness_correlation", correlations, useless=_zeros(correlations))
+    yield Scored("faithfulness_correlation", correlations, chance=_zeros(correlations))
 
 
 def _faithfulness_estimate(cuts: Cuts, column: Read) -> Iterator[Scored]:
     correlations = faithfulness.correlation(column("step_claims"), column("step_drops"))
-    yield Scored("faithfulness_estimate", correlations, useless=_zeros(correlations))
+    yield Scored("faithfulness_estimate", correlations, chance=_zeros(correlations))
 
 
 def _monotonicity_correlation(cuts: Cuts, column: Read) -> Iterator[Scored]:
@@ -525,9 +525,9 @@ def _sensitivity_n_within(cuts: Cuts, column: Read) -> Iterator[Scored]:
 
 def _infidelity(cuts: Cuts, column: Read) -> Iterator[Scored]:
     claims, drops = column("square_claims"), column("square_drops")
-    useless = faithfulness.infidelity(np.zeros_like(claims), drops)
-    yield Scored("infidelity", faithfulness.infidelity(claims, drops), useless=useless)
-    yield Scored("infidelity_raw", faithfulness.infidelity(claims, drops, scaled=False), useless=useless)
+    of_zeros = faithfulness.infidelity(np.zeros_like(claims), drops)
+    yield Scored("infidelity", faithfulness.infidelity(claims, drops), chance=of_zeros)
+    yield Scored("infidelity_raw", faithfulness.infidelity(claims, drops, scaled=False), chance=of_zeros)
 
 
 def _monotonicity(cuts: Cuts, column: Read) -> Iterator[Scored]:

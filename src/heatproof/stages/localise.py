@@ -239,16 +239,16 @@ class Localisation:
         yield from _pointing_scores(value, column("label"))
         share = value["region_share"]
         for name in ("mass_in_region", "absolute_mass_in_region", "rank_in_region", "top_k_in_region"):
-            yield Scored(name, value[name], useless=share)
-        yield Scored("roc_area_in_region", value["roc_area_in_region"], useless=np.full(len(share), 0.5))
+            yield Scored(name, value[name], chance=share)
+        yield Scored("roc_area_in_region", value["roc_area_in_region"], chance=np.full(len(share), 0.5))
         histogram = column("histogram")
         chance = pixels.object_share(np.nan_to_num(histogram))
-        yield Scored("average_precision", pixels.pixel_average_precision(np.nan_to_num(histogram)), useless=chance)
+        yield Scored("average_precision", pixels.pixel_average_precision(np.nan_to_num(histogram)), chance=chance)
         yield Pooled("pxap", np.nan_to_num(histogram), pixels.pixel_average_precision)
         yield from _box_scores(column("best_overlap"), value["half"] == 1)
         value |= {"sm": boxes.saliency_metric(value["sm1"], value["sm2"]), "sm_acc": value["sm_correct"]}
         for name in ("box_overlap", "le", "om", "f1", "f1a", "sm", "sm1", "sm2", "sm_acc"):
-            yield Scored(name, value[name], useless=value[f"whole_{name}"])
+            yield Scored(name, value[name], chance=value[f"whole_{name}"])
         for name in ("reachable_overlap", "binarized", "avg_mask", "entropy", "tv"):
             yield Scored(name, value[name])
 
@@ -284,7 +284,7 @@ def _pointing_scores(value: Mapping[str, NDArray[np.float64]], labels: NDArray[n
     known = value["tolerance"][np.isfinite(value["tolerance"])]
     setting = f"tolerance={known[0]:g}" if len(known) else ""
     hits = value["hit"]
-    yield Scored("pointing", hits, setting, useless=value["hit_chance"])
+    yield Scored("pointing", hits, setting, chance=value["hit_chance"])
     classes, position = np.unique(labels, return_inverse=True)
     if len(classes) <= MOST_CLASSES:
         sums = np.zeros((len(hits), len(classes), 2))

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from heatproof import artefacts, config, report, runtime
-from heatproof.report import Curves, Material, Retraining, Settings
+from heatproof.report import Curves, Material, Retraining
 from heatproof.report.wording import count, listed, percent
 from heatproof.stages import learned
 from heatproof.stages.plan import Artefact
@@ -100,7 +100,7 @@ def _material(settings: config.Config, results: Results) -> Material:
             settings.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
         ),
         label_targets=settings.extract_cams is not None and settings.extract_cams.target == "label",
-        settings=Settings(settings.report.confidence, settings.report.resamples, settings.seed),
+        settings=results.run.intervals,
     )
 
 

@@ -4,6 +4,7 @@ Nothing is computed again: each stage's plan says what there should be and how i
 made with other settings or is damaged is left out and said to be, and what is not there yet is counted as missing.
 """
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +33,7 @@ from heatproof.report import (
 )
 from heatproof.report.pictures import choice, confidence
 from heatproof.report.wording import listed
-from heatproof.stages import registry, retrain, twins
+from heatproof.stages import registry, retrain, retrain_summary, twins
 from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.extract import Source
 from heatproof.stages.plan import Artefact
@@ -493,35 +494,18 @@ def _seconds_by_method(folder: Path) -> dict[str, tuple[float, int]]:
 
 def _retraining_line(row: Mapping[str, str]) -> RetrainingLine:
     """A line of retrain_cls/summary.csv; what it leaves empty or calls not testable is NaN."""
-
-    def number(name: str) -> float:
-        try:
-            return float(row[name])
-        except ValueError:
-            return float("nan")
-
-    return RetrainingLine(
-        score=row["score"],
-        metric=row["metric"],
-        method=row["method"],
-        control=row["control"] == "True",
-        removed_fraction=number("removed_fraction"),
-        better=row["better"],  # type: ignore[arg-type]
-        n=int(row["n"]),
-        mean=number("mean"),
-        sd=number("sd"),
-        low=number("low"),
-        high=number("high"),
-        useless=number("useless"),
-        difference=number("difference_to_random"),
-        difference_low=number("difference_low"),
-        difference_high=number("difference_high"),
-        images_low=number("images_low"),
-        images_high=number("images_high"),
-        effect=number("cohens_d"),
-        p=number("p_holm"),
-        marks=row["marks"],
-    )
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(RetrainingLine):
+        text = row[field.name]
+        if field.type is float:
+            values[field.name] = float("nan") if text in ("", retrain_summary.NOT_TESTABLE) else float(text)
+        elif field.type is bool:
+            values[field.name] = text == "True"
+        elif field.name in ("not_better_than", "not_testable_against"):
+            values[field.name] = tuple(filter(None, text.split(";")))
+        else:
+            values[field.name] = int(text) if field.type is int else text
+    return RetrainingLine(**values)
 
 
 def _sanity_step(row: Mapping[str, str]) -> SanityStep:

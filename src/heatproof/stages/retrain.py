@@ -504,7 +504,7 @@ def _tables(run: Run, grid: Sequence[Cell]) -> Artefact[None]:
         results = hashlib.sha256(artefacts.canonical(parts).encode()).hexdigest()
     origin = {
         "results": results,
-        "settings": run.config.report.model_dump(include={"confidence", "resamples"}),
+        "settings": run.intervals.origin(),
         "code": [retrain_summary.SUMMARY_VERSION, statistics.RESULTS_VERSION],
     }
     return Artefact(run.config.outdir / "retrain_cls" / "summary.csv", origin, None)

@@ -1,12 +1,14 @@
 """What the accuracies of retrained networks amount to: retrain_cls/summary.csv.
 
 One line for each score, method and removed fraction. The unit is the run: means have t intervals over runs, differences
-are paired. What too few runs or methods cannot tell is "not testable", never a number. Accuracies are compared with the
-random control's once more on the single test images (two-level bootstrap: runs, then images).
+are paired. What too few runs or methods cannot show is "not testable", never a number. Accuracies are compared with the
+random control's once more on the single test images (two-level bootstrap: runs, then images). `not_better_than` and
+`not_testable_against` name controls; `leaks` is set where a method's masks alone reveal the class, under each score that
+reads ROAR.
 
 Scores:
-    accuracy: of ROAR (lower is better), of KAR (higher), recursive (lower), and of the masks alone (neither: the mark
-        says whether they tell the class; `useless` is the chance level).
+    accuracy: of ROAR (lower is better), of KAR (higher), recursive (lower), and of the masks alone (neither; `chance` is the
+        chance level).
     area_to_random, racu: of ROAR and recursive ROAR, area_to_random of KAR too; higher is better, 0 for a random map.
     diff_roar: KAR minus ROAR at equal fractions, n counts pairs of equal runs; diff_roar_pairs: mean and deviation over
         all pairs of runs, as published. Higher is better, 0 for a random map.
@@ -19,62 +21,56 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heatproof import artefacts, config, seeding
+from heatproof import artefacts, seeding
 from heatproof.metrics import roar, statistics
+from heatproof.metrics.comparison import REFERENCES, Entry, Sample, Settings, Values, compare
+from heatproof.metrics.score import Direction
 from heatproof.stages.run import Run
 
 logger = logging.getLogger(__name__)
 
 NOT_TESTABLE = "not testable"
-REFERENCES = ("random", "sobel", "centre")
-LEAKS = "the masks alone tell the class: not to be read as faithfulness"
-SUMMARY_VERSION = 1
-Better = Literal["higher", "lower", "neither"]
-Values = Mapping[str, NDArray[np.float64]]
+SUMMARY_VERSION = 2
 
-BETTER: dict[str, Better] = {"roar": "lower", "kar": "higher", "recursive": "lower", "mask_only": "neither"}
+BETTER: dict[str, Direction] = {"roar": "lower", "kar": "higher", "recursive": "lower", "mask_only": "neither"}
 COLUMNS = (
     "score", "metric", "method", "control", "removed_fraction", "better", "n", "n_undefined", "mean", "sd", "low", "high",
-    "useless", "difference_to_random", "difference_low", "difference_high", "cohens_d", "p_holm", "wilcoxon_p",
-    "images_low", "images_high", "marks",
+    "chance", "difference_to_random", "difference_low", "difference_high", "cohens_d", "p_holm", "wilcoxon_p",
+    "images_low", "images_high", "not_better_than", "not_testable_against", "leaks",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table; None where there is nothing to say, NaN where the runs do not suffice."""
+    """One line of the table.
+
+    Args:
+        score, metric: what was measured.
+        removed_fraction: None where it is about all of them.
+        better: direction.
+        entry: the method's numbers.
+        leaks: whether the masks alone reveal the class, so that the score cannot be read as faithfulness.
+        changed: values of columns that differ from those of the entry; None where there is nothing to say.
+    """
 
     score: str
     metric: str
-    method: str
-    control: bool | None
     removed_fraction: float | None
-    better: Better
-    n: int
-    n_undefined: int = 0
-    mean: float = math.nan
-    sd: float | None = math.nan
-    low: float | None = math.nan
-    high: float | None = math.nan
-    useless: float | None = None
-    difference_to_random: float | None = None
-    difference_low: float | None = None
-    difference_high: float | None = None
-    cohens_d: float | None = None
-    p_holm: float | None = None
-    wilcoxon_p: float | None = None
-    images_low: float | None = None
-    images_high: float | None = None
-    marks: str = ""
+    better: Direction
+    entry: Entry
+    leaks: bool = False
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self) -> list[Any]:
         """As it is written."""
-        return [_written(getattr(self, name)) for name in COLUMNS]
+        own = {name: getattr(self, name) for name in ("score", "metric", "removed_fraction", "better", "leaks")}
+        values = {"images_low": None, "images_high": None, **self.entry.row(), **own, **self.changed}
+        return [_written(values[name]) for name in COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -83,14 +79,12 @@ class Grid:
 
     Args:
         results: as the cells' files have them.
-        settings: confidence, number of resamples.
-        seed: root seed.
+        settings: of the intervals and tests.
         labels: (N,) of the test images.
     """
 
     results: Sequence[Mapping[str, Any]]
-    settings: config.Report
-    seed: int
+    settings: Settings
     labels: NDArray[np.int64]
     _cells: dict[tuple[str, str, float, int], Mapping[str, Any]] = field(init=False, repr=False)
 
@@ -140,77 +134,70 @@ def correct_images(result: Mapping[str, Any]) -> NDArray[np.bool_]:
 
 def write(run: Run, path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Writes the summary of all cells' results."""
-    labels = run.dataset.split("test").labels
-    lines = list(summary(Grid(results, run.config.report, run.config.seed, labels)))
+    # Slow to import, and needed only here.
+    from heatproof.report import wording
+
+    lines = list(summary(Grid(results, run.intervals, run.dataset.split("test").labels)))
     artefacts.write_csv(path, COLUMNS, [line.row() for line in lines])
     for line in lines:
-        if line.marks and not line.control:
+        entry = line.entry
+        if not entry.control and (said := wording.marks(entry.not_better_than, entry.not_testable_against, line.leaks)):
             where = "" if line.removed_fraction is None else f" at {line.removed_fraction:.0%}"
-            logger.info("%s, %s of %s%s: %s", line.method, line.score, line.metric, where, line.marks)
+            logger.info("%s, %s of %s%s: %s", entry.method, line.score, line.metric, where, "; ".join(said))
 
 
 def summary(grid: Grid) -> Iterator[Line]:
-    """All lines, score by score. A method whose masks tell the class is marked under each score that reads ROAR."""
+    """All lines, score by score."""
     masks = list(_masks(grid)) if grid.methods("mask_only") else []
-    leaking = {line.method for line in masks if line.marks}
+    leaking = {line.entry.method for line in masks if line.leaks}
     for line in _scores(grid):
-        if line.method in leaking and line.metric != "kar":
-            line = replace(line, marks="; ".join(filter(None, (LEAKS, line.marks))))
-        yield line
+        yield replace(line, leaks=line.entry.method in leaking and line.metric != "kar")
     yield from masks
 
 
 def _scores(grid: Grid) -> Iterator[Line]:
     for metric in ("roar", "kar", "recursive"):
         if grid.methods(metric):
-            yield from _accuracies(grid, metric)
+            for fraction in grid.fractions(metric):
+                values = {name: grid.accuracy(own, name, fraction) for name, own in _compared(grid, metric)}
+                for line in _lines(grid, "accuracy", metric, fraction, BETTER[metric], values):
+                    yield replace(line, changed=_over_images(grid, line))
             yield from _areas(grid, metric)
     if grid.methods("roar") and grid.methods("kar"):
         yield from _both_orders(grid)
 
 
-def _accuracies(grid: Grid, metric: str) -> Iterator[Line]:
-    for fraction in grid.fractions(metric):
-        values = {name: grid.accuracy(metric, name, fraction) for name in _compared(grid, metric)}
-        # Recursion changes nothing for a random map, so its control is ROAR's.
-        if metric == "recursive":
-            values |= {name: grid.accuracy("roar", name, fraction) for name in _references(grid)}
-        for line in _lines(grid, "accuracy", metric, fraction, BETTER[metric], values):
-            yield _with_images(grid, line) if line.method != "random" else line
+def _compared(grid: Grid, metric: str) -> list[tuple[str, str]]:
+    """The methods of a metric, each with the metric whose networks are its own.
+
+    Recursion changes nothing for a random map, so the controls of recursive ROAR are those of ROAR.
+    """
+    own = [(name, metric) for name in grid.methods(metric)]
+    return own + [(name, "roar") for name in REFERENCES if metric == "recursive" and name in grid.methods("roar")]
 
 
 def _areas(grid: Grid, metric: str) -> Iterator[Line]:
-    if "random" not in (grid.methods("roar") if metric == "recursive" else grid.methods(metric)):
-        return
     fractions = np.array([0.0, *grid.fractions(metric)])
-    curves = {name: grid.curve(metric, name) for name in _compared(grid, metric)}
-    if metric == "recursive":
-        curves |= {name: grid.curve("roar", name) for name in _references(grid)}
-    random = curves["random"]
-    # ROAR is good below the random control, KAR above it.
-    sign = -1.0 if metric == "kar" else 1.0
-    areas = {name: sign * roar.area_to_random(curve, random, fractions) for name, curve in curves.items()}
-    yield from _lines(grid, "area_to_random", metric, None, "higher", areas, useless=0.0)
-    if metric != "kar":
-        total = None if fractions[-1] == 1 else np.full(len(random), roar.chance_level(grid.labels))
-        shares = {name: roar.racu(curve, random, fractions, total) for name, curve in curves.items()}
-        yield from _lines(grid, "racu", metric, None, "higher", shares, useless=0.0)
+    curves = {name: grid.curve(own, name) for name, own in _compared(grid, metric)}
+    nothing_left = roar.chance_level(grid.labels)
+    for score, values in roar.areas(curves, fractions, BETTER[metric], nothing_left).items():
+        yield from _lines(grid, score, metric, None, "higher", values, chance=0.0)
 
 
 def _both_orders(grid: Grid) -> Iterator[Line]:
+    both = "roar, kar"
     names = [name for name in grid.methods("roar") if name in grid.methods("kar")]
     steps = [fraction for fraction in grid.fractions("roar") if fraction in grid.fractions("kar")]
     for fraction in steps:
         most, least = ({name: grid.accuracy(m, name, fraction) for name in names} for m in ("roar", "kar"))
         gaps = {name: least[name] - most[name] for name in names}
-        yield from _lines(grid, "diff_roar", "roar, kar", fraction, "higher", gaps, useless=0.0)
+        yield from _lines(grid, "diff_roar", both, fraction, "higher", gaps, chance=0.0)
         for name in names:
             pairs = roar.diff_roar(most[name][:, None], least[name][:, None])[:, 0]
-            found = statistics.summarize(pairs)
-            # Pairs of runs are not independent: their spread is told, but no interval.
-            yield replace(
-                _line(grid, "diff_roar_pairs", "roar, kar", name, fraction, "higher", pairs, 0.0),
-                low=None, high=None, n=found.n, sd=found.sd,
+            # Pairs of runs are not independent: their spread is given, but no interval.
+            yield Line(
+                "diff_roar_pairs", both, fraction, "higher", _alone(grid, "roar", name, pairs, 0.0),
+                changed={"low": None, "high": None},
             )  # fmt: skip
     tested = [name for name in names if not grid.methods("roar")[name]]
     means = [
@@ -220,12 +207,11 @@ def _both_orders(grid: Grid) -> Iterator[Line]:
     columns = [np.column_stack([table, table.mean(axis=1)]) for table in means if table.size]
     if columns:
         agreement = roar.order_agreement(*columns)
-        where: list[float | None] = [*steps, None]
+        nothing = dict.fromkeys(("control", "sd", "low", "high", "leaks"))
         for score, values in (("order_kendall", agreement.kendall), ("order_spearman", agreement.spearman)):
-            for step, value in zip(where, values.tolist(), strict=True):
-                yield Line(
-                    score, "roar, kar", "", None, step, "higher", len(tested), mean=value, sd=None, low=None, high=None
-                )
+            for step, value in zip([*steps, None], values.tolist(), strict=True):
+                entry = Entry("", True, len(tested), 0, value, math.nan, math.nan, math.nan)
+                yield Line(score, both, step, "higher", entry, changed=nothing)
 
 
 def _masks(grid: Grid) -> Iterator[Line]:
@@ -239,19 +225,18 @@ def _masks(grid: Grid) -> Iterator[Line]:
     # Over methods again, so that one among many is not flagged by luck; within a method p is adjusted over fractions.
     smallest = statistics.holm([found[name].p.min() for name in controls])
     for (name, leakage), p in zip(found.items(), smallest.tolist(), strict=True):
-        mark = LEAKS if p <= 1 - grid.settings.confidence else ""
         for step, fraction in enumerate(steps):
-            values = grid.accuracy("mask_only", name, fraction)
-            yield replace(
-                _line(grid, "accuracy", "mask_only", name, fraction, "neither", values, chances[name]),
-                p_holm=float(max(p, leakage.p[step])),
-                images_low=float(leakage.images_low[step]),
-                images_high=float(leakage.images_high[step]),
-                marks=mark,
-            )
+            entry = _alone(grid, "mask_only", name, grid.accuracy("mask_only", name, fraction), chances[name])
+            changed = {
+                "p_holm": float(max(p, leakage.p[step])),
+                "images_low": float(leakage.images_low[step]),
+                "images_high": float(leakage.images_high[step]),
+            }
+            leaks = p <= 1 - grid.settings.confidence
+            yield Line("accuracy", "mask_only", fraction, BETTER["mask_only"], entry, leaks, changed)
 
 
-# --- lines of a table, and what they are compared with
+# --- lines of a table
 
 
 def _lines(
@@ -259,94 +244,46 @@ def _lines(
     score: str,
     metric: str,
     fraction: float | None,
-    better: Better,
+    better: Direction,
     values: Values,
-    useless: float | None = None,
+    chance: float = math.nan,
 ) -> Iterator[Line]:
-    controls = grid.methods("roar") | grid.methods(metric.split(",")[0])
-    listed = [name for name in values if name in grid.methods(metric.split(",")[0])]
-    sign = 1.0 if better == "higher" else -1.0
-    p = {other: _adjusted(values, controls, listed, other) for other in REFERENCES if other in values}
-    for name in listed:
-        line = _line(grid, score, metric, name, fraction, better, values[name], useless)
-        if "random" in values and name != "random":
-            versus = statistics.compare(values[name], values["random"], level=grid.settings.confidence)
-            line = replace(
-                line,
-                difference_to_random=versus.mean,
-                difference_low=versus.low,
-                difference_high=versus.high,
-                cohens_d=versus.cohens_d,
-                p_holm=p["random"][name],
-                wilcoxon_p=versus.wilcoxon_p,
-            )
-        if not controls[name]:
-            against = [(other, sign * (values[name] - values[other]), p[other][name]) for other in p]
-            for twin in (other for other in values if other.startswith(f"{name}+")):
-                gains = sign * (values[name] - values[twin])
-                against.append((twin, gains, statistics.paired_p(gains)))
-            line = replace(line, marks="; ".join(filter(None, (_mark(grid, *one) for one in against))))
-        yield line
+    """A line for each method of a metric, compared with the controls."""
+    listed = grid.methods(metric.split(",")[0])
+    sample = Sample(values, better, "run", dict.fromkeys(values, chance))
+    (entries,) = compare([sample], listed | grid.methods("roar"), grid.settings)
+    for entry in entries:
+        if entry.method in listed:
+            yield Line(score, metric, fraction, better, entry)
 
 
-def _line(
-    grid: Grid,
-    score: str,
-    metric: str,
-    name: str,
-    fraction: float | None,
-    better: Better,
-    values: NDArray[np.float64],
-    useless: float | None,
-) -> Line:
+def _alone(grid: Grid, metric: str, name: str, values: NDArray[np.float64], chance: float) -> Entry:
+    """A method that is compared with no other."""
     found = statistics.summarize(values, level=grid.settings.confidence)
-    control = grid.methods(metric.split(",")[0])[name]
-    return Line(score, metric, name, control, fraction, better, *found, useless=useless)
+    return Entry(name, grid.methods(metric)[name], *found, chance=chance)
 
 
-def _mark(grid: Grid, opponent: str, gains: NDArray[np.float64], p: float) -> str:
-    """What has to be said of a method against a control; nothing where it is better."""
-    low, _ = statistics.t_interval(gains, grid.settings.confidence)
-    if math.isnan(p):
-        return f"better than {opponent}: {NOT_TESTABLE}"
-    return "" if low > 0 and p <= 1 - grid.settings.confidence else f"not better than {opponent}"
-
-
-def _adjusted(values: Values, controls: Mapping[str, bool], listed: Sequence[str], other: str) -> dict[str, float]:
-    """P of the paired t test against a control; Holm-adjusted over the methods under test, a control's own as it is."""
-    found = {name: statistics.paired_p(values[name] - values[other]) for name in listed if name != other}
-    family = [name for name in found if not controls[name]]
-    return found | dict(zip(family, statistics.holm([found[name] for name in family]).tolist(), strict=True))
-
-
-def _with_images(grid: Grid, line: Line) -> Line:
-    """With the two-level bootstrap interval of the difference to random, over the images that both have."""
-    fraction = line.removed_fraction
-    if fraction is None or line.difference_to_random is None:
-        return line
-    own = grid.correct(line.metric, line.method, fraction)
+def _over_images(grid: Grid, line: Line) -> dict[str, float]:
+    """The two-level bootstrap interval of the difference to random, over the images that both have; empty without one."""
+    fraction, name = line.removed_fraction, line.entry.method
+    if fraction is None or "random" not in line.entry.versus:
+        return {}
+    own = grid.correct(line.metric, name, fraction)
     random = grid.correct("roar" if line.metric == "recursive" else line.metric, "random", fraction)
     if own.shape != random.shape:  # a run is missing on one side: no pairs
-        return line
+        return {}
     both = ~(np.isnan(own) | np.isnan(random)).any(axis=0)
     if not both.any():
-        return line
+        return {}
+    settings = grid.settings
     _, low, high = roar.correctness_difference(
         own[:, both],
         random[:, both],
-        seeding.generator(grid.seed, "roar", "bootstrap"),
-        grid.settings.resamples,
-        grid.settings.confidence,
+        seeding.generator(settings.seed, "roar", "bootstrap"),
+        settings.resamples,
+        settings.confidence,
     )
-    return replace(line, images_low=float(low), images_high=float(high))
-
-
-def _compared(grid: Grid, metric: str) -> list[str]:
-    return list(grid.methods(metric))
-
-
-def _references(grid: Grid) -> list[str]:
-    return [name for name in REFERENCES if name in grid.methods("roar")]
+    return {"images_low": float(low), "images_high": float(high)}
 
 
 def _mean(values: NDArray[np.float64]) -> float:

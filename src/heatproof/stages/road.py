@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from heatproof import artefacts, config, removal, store
 from heatproof.metrics import perturbation, road, statistics
+from heatproof.metrics.comparison import Settings
 from heatproof.metrics.score import Curve, Score, Scored
 from heatproof.stages.evaluate import Images, Subject, evaluate
 from heatproof.stages.infilled import Removal
@@ -128,6 +129,7 @@ def tables(run: Run, files: Sequence[Artefact[Any]]) -> list[Artefact[Any]]:
     origin = {
         "files": {file.path.stem: file.origin for file in files},
         "controls": [method.name for method in settings.methods() if method.control],
+        "intervals": run.intervals.origin(),
         "code": [RESULTS_VERSION, statistics.RESULTS_VERSION],
     }
     return [Artefact(run.config.outdir / RoadTest.section / "consistency.csv", origin, None)]
@@ -139,10 +141,10 @@ def run(run: Run) -> None:
     files = evaluate(run, found.settings, found)
     (consistency,) = tables(run, files)
     if not consistency.is_complete():
-        _write_consistency(consistency, found, run.config.seed, {file.path.stem: file.path for file in files})
+        _write_consistency(consistency, found, run.intervals, {file.path.stem: file.path for file in files})
 
 
-def _write_consistency(place: Artefact[Any], test: RoadTest, seed: int, files: Mapping[str, Path]) -> None:
+def _write_consistency(place: Artefact[Any], test: RoadTest, settings: Settings, files: Mapping[str, Path]) -> None:
     """How far MoRF and LeRF rank the methods alike, with and without the controls, on images that all methods explain."""
     controls = place.origin["controls"]
     kept = {name: _Kept.of(store.RowReader(path).read) for name, path in files.items()}
@@ -150,7 +152,7 @@ def _write_consistency(place: Artefact[Any], test: RoadTest, seed: int, files: M
     lines = [
         line
         for score, (kind, names) in itertools.product(("accuracy", "probability"), sets.items())
-        for line in _consistency(score, kind, [getattr(kept[name], score) for name in names], test, seed)
+        for line in _consistency(score, kind, [getattr(kept[name], score) for name in names], test, settings)
     ]
     found = [dict(zip(CONSISTENCY, line, strict=True)) for line in lines]
     artefacts.write_csv(place.path, CONSISTENCY, [["" if v is None else v for v in line] for line in lines])
@@ -158,7 +160,7 @@ def _write_consistency(place: Artefact[Any], test: RoadTest, seed: int, files: M
 
 
 def _consistency(
-    score: str, kind: str, methods: Sequence[NDArray[np.float64]], test: RoadTest, seed: int
+    score: str, kind: str, methods: Sequence[NDArray[np.float64]], test: RoadTest, settings: Settings
 ) -> Iterator[list[Any]]:
     """A line for each removed fraction, and one for their mean, in which the fraction is empty."""
     if not methods:
@@ -167,11 +169,11 @@ def _consistency(
     scores = scores[np.isfinite(scores).all(axis=(1, 2, 3))]
     scores = np.concatenate((scores, scores.mean(axis=2, keepdims=True)), axis=2)
     for step, fraction in enumerate((*test.fractions[1:], None)):
-        found, low, high = _with_interval(scores[:, :, step], seed)
+        found, low, high = _with_interval(scores[:, :, step], settings)
         yield [score, kind, fraction, len(methods), len(scores), found, low, high]
 
 
-def _with_interval(scores: NDArray[np.float64], seed: int) -> list[float | None]:
+def _with_interval(scores: NDArray[np.float64], settings: Settings) -> list[float | None]:
     """Consistency of the means of (N, 2, M) and its bootstrap interval over images; None where undefined.
 
     Resamples in which all methods are equal in one order have no ranking, and are left out of the interval.
@@ -183,6 +185,6 @@ def _with_interval(scores: NDArray[np.float64], seed: int) -> list[float | None]
     found = float(statistic(scores.sum(axis=0)[None])[0])
     if math.isnan(found):
         return [None, None, None]
-    drawn = statistics.resampled(scores, statistic, seed, RESAMPLES)
-    interval = statistics.Interval.of_resamples(drawn[np.isfinite(drawn)], 0.95)
+    drawn = statistics.resampled(scores, statistic, settings.seed, RESAMPLES)
+    interval = statistics.Interval.of_resamples(drawn[np.isfinite(drawn)], settings.confidence)
     return [found, float(interval.low), float(interval.high)]

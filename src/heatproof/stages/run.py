@@ -16,6 +16,7 @@ from heatproof.config import Augmentation as AugmentationSection
 from heatproof.config import Config, ExtractCams, MapTest, Model, Plugin, TrainCls
 from heatproof.datasets import Dataset, open_dataset, training_statistics
 from heatproof.errors import ConfigError, DamagedError, HeatproofError, MissingInputError, ModelError
+from heatproof.metrics.comparison import Settings
 from heatproof.models import LoadedModel, Normalization, load, outputs
 from heatproof.models.probabilities import kind_of
 from heatproof.models.targets import Retargeted
@@ -87,6 +88,11 @@ class Run:
             if not self.dry_run:
                 content = place.write(**content)
         return Normalization(tuple(content["mean"]), tuple(content["std"]))
+
+    @property
+    def intervals(self) -> Settings:
+        """How the intervals and tests of all tables and of the report are made."""
+        return Settings(self.config.report.confidence, self.config.report.resamples, self.config.seed)
 
     @functools.cached_property
     def has_images(self) -> bool:

@@ -31,6 +31,7 @@ from heatproof.datasets import Split
 from heatproof.errors import ConfigError, HeatproofError
 from heatproof.methods.explainer import Explainer
 from heatproof.metrics import agreement, statistics
+from heatproof.metrics.comparison import Settings, summarize_images
 from heatproof.models import LoadedModel, randomisation
 from heatproof.models.weights import read_weights, state_sha256
 from heatproof.stages.evaluate import SampledMaps
@@ -198,7 +199,7 @@ def run(run: Run) -> None:
     similarities = _similarities(run, checks, sampled)
     summary = _summary(run, section, checks, similarities)
     if not summary.is_complete():
-        _write_results(section, run.config.seed, checks, summary)
+        _write_results(section, run.intervals, checks, summary)
 
 
 # --- what the intact maps are compared with
@@ -467,17 +468,20 @@ def _summary(
         "methods": {method.name: [method.control, method.method] for method in section.methods()},
         "low_similarity": section.low_similarity,
         "informative": {check.name: check.informative for check in checks},
+        "intervals": run.intervals.origin(),
         "code": statistics.RESULTS_VERSION,
     }
     return Artefact(run.config.outdir / SECTION / "results.csv", origin, None)
 
 
-def _write_results(section: config.SanityChecks, seed: int, checks: Sequence[Check], summary: Artefact[None]) -> None:
+def _write_results(
+    section: config.SanityChecks, settings: Settings, checks: Sequence[Check], summary: Artefact[None]
+) -> None:
     folder = summary.path.parent
     lines = []
     for check, method in itertools.product(checks, section.methods()):
         independent = method.method.startswith(CONTROLS)
-        for step, layer, score, found in _summaries(folder / check.name / f"{method.name}.h5", seed):
+        for step, layer, score, found in _summaries(folder / check.name / f"{method.name}.h5", settings):
             said = ""
             if check.complete and step == len(check.known):
                 said = verdict(found, section.low_similarity) if check.informative else "not testable"
@@ -488,12 +492,12 @@ def _write_results(section: config.SanityChecks, seed: int, checks: Sequence[Che
     summary.write(summary.path)
 
 
-def _summaries(path: Path, seed: int) -> Iterator[tuple[int, str, str, statistics.Summary]]:
+def _summaries(path: Path, settings: Settings) -> Iterator[tuple[int, str, str, statistics.Summary]]:
     """Step (from 1), its layer, score and summary."""
     reader = store.RowReader(path)
     layers = reader.origin["layers"]
     for score in SCORES:
-        found = statistics.summarize_rows(reader.read(score).T, seed=seed)
+        found = summarize_images(reader.read(score).T, settings)
         for step, (layer, summary) in enumerate(zip(layers, found, strict=True), start=1):
             yield step, layer, score, summary
 

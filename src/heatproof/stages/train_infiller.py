@@ -20,7 +20,7 @@ from torch import Tensor
 
 from heatproof import artefacts, config, removal, runtime, seeding, threads
 from heatproof.datasets import Split
-from heatproof.metrics import statistics
+from heatproof.metrics.comparison import summarize_images
 from heatproof.metrics.reconstruction import picture_ssim, psnr_in_holes
 from heatproof.models.inpainting import GatedUNet
 from heatproof.stages.evaluate import sample
@@ -74,6 +74,7 @@ def _comparison(run: Run, section: config.TrainInfiller, network: Trained) -> li
         "index": index,
         "fills": list(section.fills),
         "seed": run.config.seed,
+        "intervals": run.intervals.origin(),
         "code": [RESULTS_VERSION, infiller.RESULTS_VERSION],
     }
     return [Artefact(network.path.with_name("results.csv"), origin, None)]
@@ -178,7 +179,7 @@ def _lines(run: Run, split: Split, index: NDArray[np.int64], fills: dict[str, re
             for place, score in enumerate(("psnr", "ssim")):
                 rows = [scores[place] for scores in found.values()]
                 rows += [scores[place] - found[LEARNED][place] for scores in found.values()]
-                summaries = statistics.summarize_rows(rows, seed=run.config.seed)
+                summaries = summarize_images(rows, run.intervals)
                 for own, other, name in zip(summaries, summaries[len(found) :], found, strict=False):
                     yield [name, kind, score, own.n, own.mean, own.low, own.high, other.mean, other.low, other.high]
 
