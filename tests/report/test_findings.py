@@ -135,14 +135,14 @@ def test_controls_may_tie():
 
 def test_opposite_orders_that_rank_alike_agree_at_every_fraction():
     turned = synthetic.curves(quality={name: -value for name, value in QUALITY.items()})
-    ((pair, methods, values),) = findings.orders_by_fraction(METHODS, [], turned)
+    ((pair, methods, values),) = findings.orders(METHODS, turned)
     assert (pair, methods) == ("MoRF and LeRF", 3)
     assert [value for _, value in values] == pytest.approx([1.0] * 5)
 
 
 def test_two_methods_are_too_few_to_compare_orders():
     quality = {name: value for name, value in QUALITY.items() if name != "bad"}
-    assert list(findings.orders_by_fraction(METHODS, [], synthetic.curves(quality=quality))) == []
+    assert findings.orders(METHODS, synthetic.curves(quality=quality)) == []
 
 
 def mask_line(method, mean, leaks=False):

@@ -15,7 +15,7 @@ from tests.report.synthetic import METHODS, SETTINGS
 
 def scored(values, *, better="higher", unit="image", test="probing", name="hit"):
     score = Score(test, name, unit, better, "a score", is_primary=True)
-    return scores.compared(score, Sample(values, better, unit, has_rank_ranges=True), METHODS, SETTINGS)
+    return scores.compared(score, Sample(values, better, has_rank_ranges=True), METHODS, SETTINGS)
 
 
 def ladder(gaps, images=50, spread=0.3):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from heatproof.metrics import statistics
 from heatproof.report import Curves, Method, Retraining, Settings, scores
 from tests.report import synthetic
 
@@ -103,20 +102,6 @@ def test_images_whose_score_is_undefined_are_counted_and_their_pairs_left_out():
     assert (entry.n, entry.n_undefined) == (26, 4)
     assert entry.versus["random"].n == 26
     assert math.isfinite(entry.mean)
-
-
-def test_resamples_are_those_of_the_statistics():
-    values = np.random.default_rng(0).normal(size=(3, 37))
-    values[1, ::4] = np.nan
-    low, high = scores.bootstrap_intervals(values, Settings(resamples=statistics.RESAMPLES, seed=9))
-    expected = [statistics.summarize(row, seed=9) for row in values]
-    np.testing.assert_allclose(low, [e.low for e in expected], rtol=1e-12)
-    np.testing.assert_allclose(high, [e.high for e in expected], rtol=1e-12)
-
-
-def test_one_image_has_no_interval():
-    low, high = scores.bootstrap_intervals(np.array([[0.5]]), Settings(resamples=10))
-    assert np.isnan([*low, *high]).all()
 
 
 def test_p_values_are_adjusted_over_the_methods_and_not_over_the_controls():

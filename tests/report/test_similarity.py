@@ -38,7 +38,7 @@ def steps(finals=None, check="top_down", score="spearman"):
             found.append(
                 report.SanityStep(
                     method, check, step, layer, score, 30, 2, mean, 0.1, mean - 0.1, mean + 0.1, verdict,
-                    looks_at_model=method != "sobel",
+                    model_independent=method == "sobel",
                 )
             )  # fmt: skip
     return found

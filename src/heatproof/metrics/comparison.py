@@ -7,8 +7,8 @@ which controls a method is not shown to beat, and which it cannot be tested agai
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -56,16 +56,19 @@ class Sample:
     Args:
         values: for each method (units,), NaN where undefined; or what each image adds to a score of all images.
         better: direction of the score.
-        unit: "run" or "image".
         chance: for each method the score of a map without information, where it is known.
         has_rank_ranges: whether the range of each rank is wanted.
     """
 
     values: Mapping[str, NDArray[np.float64] | Pooled]
     better: Direction
-    unit: Unit = "image"
     chance: Mapping[str, float] = field(default_factory=dict)
     has_rank_ranges: bool = False
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better or there is no direction, else -1."""
+        return -1 if self.better == "lower" else 1
 
     @property
     def is_pooled(self) -> bool:
@@ -208,81 +211,54 @@ class Entry:
         }
 
 
-def compare(samples: Sequence[Sample], controls: Mapping[str, bool], settings: Settings) -> list[tuple[Entry, ...]]:
+def compare(
+    samples: Sequence[Sample], controls: Mapping[str, bool], settings: Settings, unit: Unit = "image"
+) -> list[tuple[Entry, ...]]:
     """Every method under every score.
 
     Args:
-        samples: the scores; means over the same images are resampled together.
+        samples: scores of the same units; means over images are resampled together, which is far faster.
         controls: whether each method is a control, in the order of the entries; "random", "centre", "sobel" and "oracle"
             are those that all methods are compared with, and "x+..." are controls derived from the maps of x.
         settings: of the intervals and tests.
+        unit: "run" or "image".
 
     Returns:
         For each sample an entry of each method that it has.
 
     >>> runs = {"mine": np.array([0.3, 0.4, 0.3]), "random": np.array([0.6, 0.8, 0.7])}
-    >>> ((mine, random),) = compare([Sample(runs, "lower", "run")], {"mine": False, "random": True}, Settings())
+    >>> ((mine, random),) = compare([Sample(runs, "lower")], {"mine": False, "random": True}, Settings(), "run")
     >>> mine.rank, mine.beaten, mine.not_better_than, round(mine.versus["random"].gain, 3)
     (1, ('random',), (), 0.367)
     """
-    shares = iter(_means([sample for sample in samples if not sample.is_pooled], controls, settings))
-    return [
-        _entries(sample, controls, settings, _pooled(sample, controls, settings) if sample.is_pooled else next(shares))
-        for sample in samples
-    ]
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Summaries of each method and of each difference, with effect size and tests, before they are adjusted.
-
-    Args:
-        own: of the methods.
-        pairs: of the differences method minus control.
-        effects, p, wilcoxon_p: of these.
-        drawn: for each method (B,) resampled scores; only of scores of all images.
-    """
-
-    own: Mapping[str, Summary]
-    pairs: Mapping[Pair, Summary]
-    effects: Mapping[Pair, float]
-    p: Mapping[Pair, float]
-    wilcoxon_p: Mapping[Pair, float]
-    drawn: Values = field(default_factory=dict)
-
-
-def _entries(sample: Sample, controls: Mapping[str, bool], settings: Settings, found: _Measured) -> tuple[Entry, ...]:
-    sign = -1 if sample.better == "lower" else 1
-    p = _adjusted(found.p, controls)
-    tested = [name for name in found.own if not controls[name]] if sample.better != "neither" else []
-    ranks = _ranks({name: sign * found.own[name].mean for name in tested})
-    ranges = _rank_ranges(sample, list(ranks), sign, settings, found.drawn)
-    versus: dict[str, dict[str, Versus]] = {name: {} for name in found.own}
-    for pair, difference in found.pairs.items():
-        low, high = (difference.low, difference.high) if sign > 0 else (-difference.high, -difference.low)
-        outcome: Outcome = "undecided"
-        if sample.better == "neither":
-            outcome = "neutral"
-        # Too few pairs for a test leave the interval alone to decide; there is none for a single pair.
-        elif math.isnan(p[pair]) or p[pair] <= 1 - settings.confidence:
-            outcome = "better" if low > 0 else "worse" if high < 0 else "undecided"
-        ends = (difference.low, difference.high)
-        versus[pair[0]][pair[1]] = Versus(
-            difference.n, difference.mean, *ends, found.effects[pair], p[pair], found.wilcoxon_p[pair], outcome, sign
+    means = iter(_means([sample for sample in samples if not sample.is_pooled], controls, settings, unit))
+    made = []
+    for sample in samples:
+        own, versus, drawn = _pooled(sample, controls, settings) if sample.is_pooled else next(means)
+        versus = _decided(versus, controls, sample.better, settings)
+        tested = [name for name in own if not controls[name]] if sample.better != "neither" else []
+        ranks = _ranks({name: sample.sign * own[name].mean for name in tested})
+        ranges = _rank_ranges(sample, list(ranks), settings, unit, drawn)
+        made.append(
+            tuple(
+                Entry(
+                    name,
+                    controls[name],
+                    *summary,
+                    chance=sample.chance.get(name, math.nan),
+                    versus={pair[1]: found for pair, found in versus.items() if pair[0] == name},
+                    rank=ranks.get(name),
+                    best_rank=ranges.get(name, (None, None))[0],
+                    worst_rank=ranges.get(name, (None, None))[1],
+                )
+                for name, summary in own.items()
+            )
         )
-    return tuple(
-        Entry(
-            name,
-            controls[name],
-            *summary,
-            chance=sample.chance.get(name, math.nan),
-            versus=versus[name],
-            rank=ranks.get(name),
-            best_rank=ranges.get(name, (None, None))[0],
-            worst_rank=ranges.get(name, (None, None))[1],
-        )
-        for name, summary in found.own.items()
-    )
+    return made
+
+
+Found = tuple[Mapping[str, Summary], Mapping[Pair, Versus], Values]
+"""Summaries of methods, differences before their tests are adjusted, and (B,) resampled scores of all images, if they are that."""
 
 
 def _pairs(sample: Sample, controls: Mapping[str, bool]) -> tuple[list[str], list[Pair]]:
@@ -296,63 +272,69 @@ def _pairs(sample: Sample, controls: Mapping[str, bool]) -> tuple[list[str], lis
     return names, [(name, other) for name in names for other in opponents(name)]
 
 
+def _decided(
+    versus: Mapping[Pair, Versus], controls: Mapping[str, bool], better: Direction, settings: Settings
+) -> dict[Pair, Versus]:
+    """With p adjusted over the methods under test, and what follows; a control is no candidate, so its own p is not."""
+    p = {pair: found.p for pair, found in versus.items()}
+    for opponent in dict.fromkeys(opponent for _, opponent in versus):
+        family = [pair for pair in versus if pair[1] == opponent and not controls[pair[0]]]
+        p.update(zip(family, statistics.holm([p[pair] for pair in family]).tolist(), strict=True))
+
+    def outcome(pair: Pair) -> Outcome:
+        if better == "neither":
+            return "neutral"
+        low, high = versus[pair].gain_ends
+        # Too few pairs for a test leave the interval alone to decide; there is none for a single pair.
+        if p[pair] > 1 - settings.confidence:
+            return "undecided"
+        return "better" if low > 0 else "worse" if high < 0 else "undecided"
+
+    return {pair: replace(found, p=p[pair], outcome=outcome(pair)) for pair, found in versus.items()}
+
+
 # --- scores that are means over units
 
 
-def _means(samples: Sequence[Sample], controls: Mapping[str, bool], settings: Settings) -> list[_Measured]:
-    listed = [_pairs(sample, controls) for sample in samples]
-    rows: list[list[NDArray[np.float64]]] = []
-    for sample, (names, pairs) in zip(samples, listed, strict=True):
-        values = cast(Values, sample.values)
-        rows.append([values[name] for name in names] + [values[name] - values[other] for name, other in pairs])
-    summaries = _summaries(samples, rows, settings)
-    made = []
-    for sample, (names, pairs), values_of, found in zip(samples, listed, rows, summaries, strict=True):
-        differences = dict(zip(pairs, values_of[len(names) :], strict=True))
-        wilcoxon = {pair: _wilcoxon(values) for pair, values in differences.items()}
-        is_run = sample.unit == "run"
-        made.append(
-            _Measured(
-                dict(zip(names, found[: len(names)], strict=True)),
-                dict(zip(pairs, found[len(names) :], strict=True)),
-                {pair: statistics.cohens_d(values) for pair, values in differences.items()},
-                {pair: statistics.paired_p(values) for pair, values in differences.items()} if is_run else wilcoxon,
-                wilcoxon,
-            )
-        )
-    return made
+def _means(samples: Sequence[Sample], controls: Mapping[str, bool], settings: Settings, unit: Unit) -> Iterator[Found]:
+    listed = [(sample, cast(Values, sample.values), *_pairs(sample, controls)) for sample in samples]
+    rows = [
+        row
+        for _, values, names, pairs in listed
+        for row in (*(values[name] for name in names), *(values[name] - values[other] for name, other in pairs))
+    ]
+    found = zip(rows, summaries(rows, unit, settings), strict=True)
+    for sample, _, names, pairs in listed:
+        own = {name: next(found)[1] for name in names}
+        versus = {}
+        for pair in pairs:
+            gaps, summary = next(found)
+            wilcoxon_p = _wilcoxon(gaps)
+            p = statistics.paired_p(gaps) if unit == "run" else wilcoxon_p
+            versus[pair] = _versus(sample, summary, statistics.cohens_d(gaps), p, wilcoxon_p)
+        yield own, versus, {}
 
 
-def _summaries(
-    samples: Sequence[Sample], rows: Sequence[Sequence[NDArray[np.float64]]], settings: Settings
-) -> list[list[Summary]]:
-    """Of each sample's rows; all rows of equally many images are resampled together, which is far faster."""
-    groups: dict[tuple[Unit, int], list[int]] = {}
-    for place, (sample, values) in enumerate(zip(samples, rows, strict=True)):
-        groups.setdefault((sample.unit, len(values[0]) if values else 0), []).append(place)
-    made: list[list[Summary]] = [[] for _ in samples]
-    for (unit, units), places in groups.items():
-        together = [row for place in places for row in rows[place]]
-        if not units:
-            found = iter([Summary(0, 0, math.nan, math.nan, math.nan, math.nan)] * len(together))
-        elif unit == "run":
-            found = iter(statistics.summarize_rows(together, level=settings.confidence))
-        else:  # an interval needs two images
-            all_of = summarize_images(together, settings)
-            found = iter([one if one.n > 1 else one._replace(low=math.nan, high=math.nan) for one in all_of])
-        for place in places:
-            made[place] = [next(found) for _ in rows[place]]
-    return made
+def _versus(sample: Sample, gap: Summary, effect: float, p: float, wilcoxon_p: float) -> Versus:
+    return Versus(gap.n, gap.mean, gap.low, gap.high, effect, p, wilcoxon_p, "undecided", sample.sign)
 
 
-def summarize_images(rows: Sequence[NDArray[np.float64]] | NDArray[np.float64], settings: Settings) -> list[Summary]:
-    """`statistics.summarize_rows` over images.
+def summaries(
+    rows: Sequence[NDArray[np.float64]] | NDArray[np.float64], unit: Unit, settings: Settings
+) -> list[Summary]:
+    """Number, mean, deviation and interval of each row, as all tables have them.
 
     Args:
-        rows: M of (N,), NaN where undefined.
+        rows: M of (units,), NaN where undefined.
+        unit: "run" for t intervals, "image" for the percentile bootstrap, with the same resamples for every row.
         settings: of the intervals.
+
+    Returns:
+        M summaries; without an interval where fewer than two values are defined.
     """
-    return statistics.summarize_rows(rows, seed=settings.seed, level=settings.confidence, resamples=settings.resamples)
+    seed = None if unit == "run" or not len(rows) or not len(rows[0]) else settings.seed
+    found = statistics.summarize_rows(rows, seed=seed, level=settings.confidence, resamples=settings.resamples)
+    return [one if one.n > 1 else one._replace(low=math.nan, high=math.nan) for one in found]
 
 
 def _wilcoxon(differences: NDArray[np.float64]) -> float:
@@ -363,7 +345,7 @@ def _wilcoxon(differences: NDArray[np.float64]) -> float:
 # --- scores of all images together
 
 
-def _pooled(sample: Sample, controls: Mapping[str, bool], settings: Settings) -> _Measured:
+def _pooled(sample: Sample, controls: Mapping[str, bool], settings: Settings) -> Found:
     names, pairs = _pairs(sample, controls)
     parts = cast(Mapping[str, Pooled], sample.values)
 
@@ -376,7 +358,7 @@ def _pooled(sample: Sample, controls: Mapping[str, bool], settings: Settings) ->
     for name in names:
         n = int(used[name].sum())
         own[name] = Summary(n, len(used[name]) - n, parts[name].value, *_spread(drawn[name], settings.confidence))
-    differences, p = {}, {}
+    versus = {}
     for pair in pairs:
         # Two methods are compared on the images that both use.
         both = used[pair[0]] & used[pair[1]]
@@ -386,9 +368,9 @@ def _pooled(sample: Sample, controls: Mapping[str, bool], settings: Settings) ->
             for name, side in zip(pair, sides, strict=True)
         )
         n, gap = int(both.sum()), sides[0].value - sides[1].value
-        differences[pair] = Summary(n, len(both) - n, gap, *_spread(first - second, settings.confidence))
-        p[pair] = _turning_sign(first - second)
-    return _Measured(own, differences, dict.fromkeys(pairs, math.nan), p, dict.fromkeys(pairs, math.nan), drawn)
+        summary = Summary(n, len(both) - n, gap, *_spread(first - second, settings.confidence))
+        versus[pair] = _versus(sample, summary, math.nan, _turning_sign(first - second), math.nan)
+    return own, versus, drawn
 
 
 def _spread(drawn: NDArray[np.float64], confidence: float) -> tuple[float, float, float]:
@@ -409,16 +391,7 @@ def _turning_sign(differences: NDArray[np.float64]) -> float:
     return min(1.0, 2 * (1 + fewer) / (1 + len(defined)))
 
 
-# --- tests of several methods, ranks
-
-
-def _adjusted(p: Mapping[Pair, float], controls: Mapping[str, bool]) -> dict[Pair, float]:
-    """P values for each pair, adjusted over the methods under test; a control is no candidate, so its own are not."""
-    found = dict(p)
-    for opponent in dict.fromkeys(opponent for _, opponent in p):
-        family = [pair for pair in p if pair[1] == opponent and not controls[pair[0]]]
-        found.update(zip(family, statistics.holm([p[pair] for pair in family]).tolist(), strict=True))
-    return found
+# --- ranks
 
 
 def _ranks(goodness: Mapping[str, float]) -> dict[str, int]:
@@ -427,22 +400,20 @@ def _ranks(goodness: Mapping[str, float]) -> dict[str, int]:
 
 
 def _rank_ranges(
-    sample: Sample, names: Sequence[str], sign: int, settings: Settings, drawn: Values
+    sample: Sample, names: Sequence[str], settings: Settings, unit: Unit, drawn: Values
 ) -> dict[str, tuple[int, int]]:
     """Between which ranks each method lies: over all runs, or over resampled images with the confidence of the settings."""
     if drawn and names:
         scores = np.stack([drawn[name] for name in names])
     elif len(names) > 1 and sample.has_rank_ranges:
-        scores = _resampled_means(
-            np.stack([cast(Values, sample.values)[name] for name in names]), sample.unit, settings
-        )
+        scores = _resampled_means(np.stack([cast(Values, sample.values)[name] for name in names]), unit, settings)
     else:
         return {}
-    if scores.shape[1] < (2 if sample.unit == "run" else 1):
+    if scores.shape[1] < (2 if unit == "run" else 1):
         return {}
-    turned = -sign * scores
+    turned = -sample.sign * scores
     ranks = 1 + (turned[None] < turned[:, None]).sum(axis=1)  # (M, B)
-    tail = 0.0 if sample.unit == "run" else 50 * (1 - settings.confidence)
+    tail = 0.0 if unit == "run" else 50 * (1 - settings.confidence)
     low = np.percentile(ranks, tail, axis=1, method="lower")
     high = np.percentile(ranks, 100 - tail, axis=1, method="higher")
     return {name: (int(a), int(b)) for name, a, b in zip(names, low, high, strict=True)}

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from heatproof.metrics import statistics
+from heatproof.metrics import roar
 from heatproof.metrics.comparison import ORACLE, REFERENCES, Entry
-from heatproof.report.records import FIRSTS, Curves, MapHealth, Method, Retraining, RetrainingLine
+from heatproof.report.records import FIRSTS, Curves, MapHealth, Method, RetrainingLine
 from heatproof.report.scores import Scored
 from heatproof.report.wording import LEAKS, count, interval, listed, marks, percent, signed
 
@@ -527,43 +526,24 @@ def _who_where(parts: Sequence[Scored], chosen: Chosen, does: str, do: str) -> s
 # --- opposite orders
 
 
-def orders_by_fraction(
-    methods: Sequence[Method], retraining: Sequence[Retraining], curves: Curves | None
-) -> Iterator[tuple[str, int, tuple[tuple[float, float], ...]]]:
-    """How alike opposite orders rank the methods under test; nothing with fewer than three of them.
+Order = tuple[str, int, tuple[tuple[float, float], ...]]
+"""Names of a pair of opposite orders, number of methods, and for each removed fraction Spearman's correlation."""
 
-    Yields:
-        Names of the pair, number of methods, and for each removed fraction Spearman's correlation.
+
+def orders(methods: Sequence[Method], curves: Curves | None) -> list[Order]:
+    """How alike MoRF and LeRF rank the methods under test; nothing with fewer than three of them.
+
+    ROAR and KAR are compared by the lines of what retraining amounts to.
     """
-    every = [method.name for method in methods if not method.control]
-    parts = {part.metric: part for part in retraining}
-    if {"roar", "kar"} <= parts.keys() and np.array_equal(parts["roar"].fractions, parts["kar"].fractions):
-        names = [name for name in every if name in parts["roar"].accuracy and name in parts["kar"].accuracy]
-        if len(names) >= FEWEST_METHODS:
-            most, least = (np.array([_column_means(parts[m].accuracy[n]) for n in names]) for m in ("roar", "kar"))
-            yield "ROAR and KAR", len(names), _by_fraction(parts["roar"].fractions.tolist(), most, least)
-    if curves is not None:
-        names = [name for name in every if name in curves.probability]
-        if len(names) >= FEWEST_METHODS:
-            most, least = (np.array([_column_means(curves.probability[n][:, end]) for n in names]) for end in (0, 1))
-            yield "MoRF and LeRF", len(names), _by_fraction(curves.fractions.tolist(), most, least)
-
-
-def _by_fraction(
-    fractions: Sequence[float], most: NDArray[np.float64], least: NDArray[np.float64]
-) -> tuple[tuple[float, float], ...]:
-    # A good method is low in the one order and high in the other.
-    return tuple(
-        (fraction, float(statistics.spearman(-most[:, step], least[:, step])))
-        for step, fraction in enumerate(fractions)
-        if fraction > 0
+    names = [method.name for method in methods if not method.control and curves and method.name in curves.probability]
+    if curves is None or len(names) < FEWEST_METHODS:
+        return []
+    places = np.flatnonzero(curves.fractions > 0)
+    most, least = (
+        np.array(
+            [np.ma.masked_invalid(curves.probability[n][:, end, places]).mean(axis=0).filled(np.nan) for n in names]
+        )
+        for end in range(len(FIRSTS))
     )
-
-
-def _column_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    defined = np.isfinite(values)
-    sums = np.where(defined, values, 0.0).sum(axis=0)
-    means: NDArray[np.float64] = np.divide(
-        sums, defined.sum(axis=0), out=np.full(sums.shape, np.nan), where=defined.any(axis=0)
-    )
-    return means
+    values = roar.order_agreement(most, least).spearman
+    return [("MoRF and LeRF", len(names), tuple(zip(curves.fractions[places].tolist(), values.tolist(), strict=True)))]

@@ -9,8 +9,8 @@ import numpy as np
 from scipy import stats
 
 from heatproof.metrics import statistics
-from heatproof.metrics.comparison import REFERENCES, Entry, Settings
-from heatproof.report import drawing, scores
+from heatproof.metrics.comparison import REFERENCES, Entry, Settings, summaries
+from heatproof.report import drawing
 from heatproof.report.figures import Figure, arranged, csv_number, csv_text, matrix_csv, slug
 from heatproof.report.records import Method
 from heatproof.report.scores import Score, Scored
@@ -237,11 +237,11 @@ def _ranking(part: Scored, methods: Sequence[Method], settings: Settings) -> Ran
         return Ranking(score, "not testable: all methods are tied in every image.")
     ranks = stats.rankdata(-table if score.higher_is_better else table, axis=0)
     means = ranks.mean(axis=1)
-    low, high = scores.bootstrap_intervals(ranks, settings)
+    ends = [(found.low, found.high) for found in summaries(ranks, "image", settings)]
     order = np.argsort(means, kind="stable")
     difference = statistics.critical_difference(len(names), blocks, round(1 - settings.confidence, 9))
     sorted_names = tuple(names[place] for place in order)
-    lines = [(n, float(means[i]), float(low[i]), float(high[i])) for n, i in zip(sorted_names, order, strict=True)]
+    lines = [(n, float(means[i]), *ends[i]) for n, i in zip(sorted_names, order, strict=True)]
     figure = None
     if f.p <= 1 - settings.confidence:
         key = f"critical-difference-{slug(score.test)}-{slug(score.label)}"

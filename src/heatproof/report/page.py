@@ -93,7 +93,7 @@ def compose(material: Material) -> Report:
         "matrix": matrix,
         "rankings": rankings,
         "agreement": agreement,
-        "orders": [*findings.orders_by_fraction(methods, material.retraining, material.curves)],
+        "orders": findings.orders(methods, material.curves),
         "tables": [*_tables(removal, material, order)],
         "figures": figures,
         "retraining_tables": retraining.tables(material.retraining_lines, methods, order),
@@ -189,7 +189,7 @@ _LEADS = {
 
 def _removal_charts(material: Material) -> Iterator[Chart]:
     for part in material.retraining:
-        points = scores.run_points(part, material.settings.confidence)
+        points = scores.points(part.accuracy, part.fractions, "run", material.settings)
         lines = charts.lines(points, material.methods)
         if lines:
             name = part.metric.upper()
@@ -198,7 +198,8 @@ def _removal_charts(material: Material) -> Iterator[Chart]:
             yield Chart(part.metric, title, _LEADS[part.metric], "test accuracy", lines, first, "bars", "runs")
     if material.curves is not None:
         for end, (key, name, first) in enumerate((("morf", "MoRF", "most"), ("lerf", "LeRF", "least"))):
-            points = scores.image_points(material.curves, end, material.settings)
+            columns = {name: probability[:, end] for name, probability in material.curves.probability.items()}
+            points = scores.points(columns, material.curves.fractions, "image", material.settings)
             lines = charts.lines(points, material.methods)
             title = f"{name}: probability of the explained class"
             lead = _LEADS[key]

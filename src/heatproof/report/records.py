@@ -185,7 +185,7 @@ class SanityStep:
         n, n_undefined: images with a value, and without.
         mean, sd, low, high: of the similarity over these, with its interval.
         verdict: "passes", "fails" and the like, after the last step of a check that leaves nothing learnt; else empty.
-        looks_at_model: whether the method's maps can depend on the classifier at all.
+        model_independent: whether the method's maps cannot depend on the classifier.
     """
 
     method: str
@@ -200,7 +200,7 @@ class SanityStep:
     low: float
     high: float
     verdict: str = ""
-    looks_at_model: bool = True
+    model_independent: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ The numbers come from `metrics.comparison`, as those of every table do.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heatproof.metrics import comparison, perturbation, roar, statistics
-from heatproof.metrics.comparison import Entry, Sample, Settings, Values
-from heatproof.metrics.score import Curve, Direction, Pooled
+from heatproof.metrics.comparison import Entry, Sample, Settings, Unit, Values
+from heatproof.metrics.score import Direction, Pooled
 from heatproof.metrics.score import Scored as Measured
-from heatproof.report.records import Curves, Method, Retraining, TestResult
+from heatproof.report.records import Method, Retraining, TestResult
 
 _OWN_TESTS = ("ROAR", "KAR", "MoRF", "LeRF")  # have one primary score each, which goes by the test's name
 
@@ -134,7 +134,7 @@ class Point:
 def compared(score: Score, sample: Sample, methods: Sequence[Method], settings: Settings) -> Scored:
     """A score of all methods."""
     controls = {method.name: method.control for method in methods}
-    (entries,) = comparison.compare([sample], controls, settings)
+    (entries,) = comparison.compare([sample], controls, settings, score.unit)
     return Scored(score, entries, {name: own for name, own in sample.values.items() if not isinstance(own, Pooled)})
 
 
@@ -142,7 +142,7 @@ def retraining_scores(found: Sequence[Retraining], methods: Sequence[Method], se
     """Scores of ROAR and KAR, unit: the run."""
 
     def of_runs(score: Score, values: Values) -> Scored:
-        sample = Sample(values, score.better, "run", has_rank_ranges=score.is_primary)
+        sample = Sample(values, score.better, has_rank_ranges=score.is_primary)
         return compared(score, sample, methods, settings)
 
     by_metric = {part.metric: part for part in found}
@@ -179,73 +179,25 @@ def perturbation_scores(test: TestResult, methods: Sequence[Method], settings: S
             yield compared(score, sample, methods, settings)
 
 
-def run_points(part: Retraining, confidence: float) -> dict[str, list[Point]]:
-    """Each method's accuracies over removed fractions: means over runs with t intervals."""
-    return _points(part.accuracy, part.fractions, lambda values: statistics.t_interval(values, confidence))
-
-
-def image_points(curves: Curves, end: int, settings: Settings) -> dict[str, list[Point]]:
-    """Each method's probabilities over removed fractions from one end: means over images with bootstrap intervals."""
-    columns = {name: probability[:, end] for name, probability in curves.probability.items()}
-    return _points(columns, curves.fractions, lambda values: bootstrap_intervals(values, settings))
-
-
-def _points(
-    columns: Values, fractions: NDArray[np.float64], intervals: Callable[[NDArray[np.float64]], statistics.Interval]
-) -> dict[str, list[Point]]:
-    """Points of each method from its values (units, S)."""
-    values = np.stack(list(columns.values())).transpose(0, 2, 1)  # (M, S, units)
-    random = columns["random"].T if "random" in columns else np.full(values.shape[1:], np.nan)
-    both = np.concatenate([values, values - random])
-    low, high = (ends.reshape(both.shape[:2]) for ends in intervals(both.reshape(-1, both.shape[2])))
-    found = {}
-    for row, name in enumerate(columns):
-        pair = [row, row + len(columns)]
-        found[name] = [
-            _point(fraction, both[pair, step], low[pair, step], high[pair, step])
-            for step, fraction in enumerate(fractions.tolist())
-        ]
-    return found
-
-
-def bootstrap_intervals(values: NDArray[np.float64], settings: Settings) -> statistics.Interval:
-    """Percentile bootstrap intervals of the means of rows (K, N): ends (K,), NaN where fewer than two are defined."""
-    low, high = statistics.seeded_bootstrap(values, settings.seed, settings.resamples, settings.confidence)
-    enough = np.isfinite(values).sum(axis=1) > 1
-    return statistics.Interval(np.where(enough, low, np.nan), np.where(enough, high, np.nan))
-
-
-def curve_points(curves: Mapping[str, Curve], chosen: NDArray[np.int64], settings: Settings) -> dict[str, list[Point]]:
-    """Each method's mean curve of a test of stored maps, with bootstrap intervals.
+def points(columns: Values, x: NDArray[np.float64], unit: Unit, settings: Settings) -> dict[str, list[Point]]:
+    """Each method's mean curve, and its differences to the random control, with intervals.
 
     Args:
-        curves: one for each method, over the same x and images.
-        chosen: positions of the points that are shown.
+        columns: for each method (units, S).
+        x: (S,) places of the points.
+        unit: "run" or "image".
         settings: of the intervals.
     """
-    steps = next(iter(curves.values())).x[chosen]
-    columns = {name: curve.values[:, chosen].astype(np.float64) for name, curve in curves.items()}
-    return _points(columns, steps, lambda values: bootstrap_intervals(values, settings))
+    none = np.full_like(next(iter(columns.values())), np.nan)
+    gaps = {name: values - columns.get("random", none) for name, values in columns.items()}
+    rows = [row for part in (columns, gaps) for values in part.values() for row in values.T.astype(np.float64)]
+    found = comparison.summaries(rows, unit, settings)
+    own, own_gaps = (iter(part) for part in (found[: len(found) // 2], found[len(found) // 2 :]))
+    return {name: [_point(place, next(own), next(own_gaps)) for place in x.tolist()] for name in columns}
 
 
-def setting_points(
-    values: Mapping[str, NDArray[np.float64]], x: NDArray[np.float64], settings: Settings
-) -> dict[str, list[Point]]:
-    """Each method's score over its settings: values (N, S) of images at S settings with the places x (S,)."""
-    return _points(values, x, lambda rows: bootstrap_intervals(rows, settings))
-
-
-def _point(fraction: float, values: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> Point:
-    """A point from the values (2, units) of a method and its differences to random, and their intervals (2,)."""
-    defined = values[0][np.isfinite(values[0])]
-    sd = float(defined.std(ddof=1)) if len(defined) > 1 else math.nan
-    mean, gap = _mean(values[0]), _mean(values[1])
-    return Point(fraction, len(defined), mean, sd, float(low[0]), float(high[0]), gap, float(low[1]), float(high[1]))
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    defined = values[np.isfinite(values)]
-    return float(defined.mean()) if len(defined) else math.nan
+def _point(x: float, own: statistics.Summary, gap: statistics.Summary) -> Point:
+    return Point(x, own.n, own.mean, own.sd, own.low, own.high, gap.mean, gap.low, gap.high)
 
 
 _DIRECTIONS: dict[str, Direction] = {"roar": "lower", "kar": "higher"}

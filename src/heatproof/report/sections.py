@@ -191,7 +191,7 @@ def _over_settings(test: TestResult, score: Score, by_setting: Mapping[str, Foun
     methods = [method.name for method in material.methods if all(method.name in found for found in by_setting.values())]
     values = {name: np.stack([_values(by_setting[s][name]) for s in ordered], axis=1) for name in methods}
     x = np.array([places[setting] for setting in ordered])
-    points = scores.setting_points(values, x, _fast(material.settings))
+    points = scores.points(values, x, "image", _fast(material.settings))
     lead = f"{score.meaning[:1].upper()}{score.meaning[1:]}; {score.direction}."
     return line_figure(
         Chart(
@@ -230,7 +230,8 @@ def _curves(test: TestResult, material: Material) -> Iterator[Figure]:
     for name, found in _curve_parts(test).items():
         first = next(iter(found.values()))
         chosen = charts.thinned(len(first.x), POINTS)
-        points = scores.curve_points(found, chosen, _fast(material.settings))
+        columns = {name: curve.values[:, chosen] for name, curve in found.items()}
+        points = scores.points(columns, first.x[chosen], "image", _fast(material.settings))
         words = {
             "higher": "The higher the better",
             "lower": "The lower the better",

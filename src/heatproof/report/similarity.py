@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from heatproof.metrics.comparison import Settings
-from heatproof.report import charts, drawing, scores
+from heatproof.metrics.comparison import Settings, summaries
+from heatproof.report import charts, drawing
 from heatproof.report.charts import Chart
 from heatproof.report.figures import Figure, csv_number, csv_text, line_figure
 from heatproof.report.records import Method, SanityStep, Similarity
@@ -63,23 +63,22 @@ def likenesses(found: Similarity, settings: Settings) -> Iterator[Likeness]:
     for name, values in found.matrices.items():
         table = values[:, places][:, :, places]
         flat = table.reshape(len(table), -1).T
-        defined = np.isfinite(flat)
-        n = defined.sum(axis=1)
-        sums = np.where(defined, flat, 0.0).sum(axis=1)
-        mean = np.divide(sums, n, out=np.full(len(flat), np.nan), where=n > 0)
-        low, high = scores.bootstrap_intervals(flat, settings)
-        shape = (len(names), len(names))
+        found_of = summaries(flat, "image", settings)
+        mean, low, high, n = (
+            np.array([getattr(one, what) for one in found_of]).reshape(len(names), len(names))
+            for what in ("mean", "low", "high", "n")
+        )
         title = f"Agreement of the methods: {name.replace('_', ' ')}"
         pairs = [(first, second) for first in names for second in names]
         rows = [
-            (*pair, int(n[place]), len(table) - int(n[place]), *map(csv_number, (mean[place], low[place], high[place])))
-            for place, pair in enumerate(pairs)
+            (*pair, one.n, one.n_undefined, *map(csv_number, (one.mean, one.low, one.high)))
+            for pair, one in zip(pairs, found_of, strict=True)
         ]
         text = csv_text(("first", "second", "n", "n_undefined", "mean", "low", "high"), rows)
         has_tree = len(found.linkage) > 0 and list(found.leaf_order) == names
         drawn = drawing.heat_map(
             title,
-            mean.reshape(shape),
+            mean,
             names,
             low=0.0 if name == "top_k_overlap" else -1.0,
             linkage=found.linkage if has_tree else None,
@@ -88,10 +87,10 @@ def likenesses(found: Similarity, settings: Settings) -> Iterator[Likeness]:
             name,
             MEASURES.get(name, name),
             tuple(names),
-            mean.reshape(shape),
-            low.reshape(shape),
-            high.reshape(shape),
-            n.reshape(shape),
+            mean,
+            low,
+            high,
+            n,
             Figure(f"agreement-of-methods-{name}", title, text, drawn),
         )
 
@@ -151,7 +150,7 @@ def _worded(judged: Sequence[SanityStep]) -> tuple[Literal["good", "bad", "open"
     n = max(step.n for step in judged)
     if failed:
         what = "; ".join(f"{_name(step)} {number(step.mean)} {interval(step.low, step.high)}" for step in failed)
-        why = "" if judged[0].looks_at_model else " It does not look at the classifier, so it has to fail."
+        why = " It does not look at the classifier, so it has to fail." if judged[0].model_independent else ""
         return (
             "bad",
             f"does not pass: nothing learnt is left, and the maps stay much the same ({what}, n = {n:,}).{why}",

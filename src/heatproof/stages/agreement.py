@@ -18,7 +18,7 @@ from scipy.spatial.distance import squareform
 
 from heatproof import artefacts, config, runtime, store
 from heatproof.metrics import agreement, statistics
-from heatproof.metrics.comparison import Settings, summarize_images
+from heatproof.metrics.comparison import Settings, summaries
 from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.plan import Artefact
 from heatproof.stages.run import Run
@@ -121,7 +121,7 @@ def _write_results(
         values = reader.read(score)
         setting = f"top={section.top_fraction:g}" if score == "top_k_overlap" else ""
         rows = [values[:, i, j] for i, j in pairs]
-        for (i, j), found in zip(pairs, summarize_images(rows, settings) if rows else [], strict=True):
+        for (i, j), found in zip(pairs, summaries(rows, "image", settings) if rows else [], strict=True):
             lines.append([names[i], names[j], score, setting, "neither", *found])
     tree = summary.path.with_name("clustering.json")
     artefacts.write_csv(summary.path, LINE, lines)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ from heatproof.stages.extract import Source
 from heatproof.stages.plan import Artefact
 from heatproof.stages.run import SPLITS, Run
 
+Line = TypeVar("Line", RetrainingLine, SanityStep)
 TIES_SAMPLE = 1000
 """Maps in which ties are counted: sorting is slow."""
 NAMED = 3
@@ -320,7 +321,7 @@ class Results:
     def retraining_lines(self) -> list[RetrainingLine]:
         """The summary that the retraining stage wrote."""
         rows = self._stage(RETRAIN).table(self.settings.outdir / "retrain_cls" / "summary.csv")
-        return [_retraining_line(row) for row in rows]
+        return [_of_row(RetrainingLine, row) for row in rows]
 
     # --- tests of stored maps
 
@@ -381,7 +382,7 @@ class Results:
     def sanity(self) -> list[SanityStep]:
         """What randomising the classifier does to maps."""
         rows = self._stage("sanity-checks").table(self.settings.outdir / "sanity_checks" / "results.csv")
-        return [_sanity_step(row) for row in rows]
+        return [_of_row(SanityStep, row) for row in rows]
 
     # --- around
 
@@ -492,40 +493,20 @@ def _seconds_by_method(folder: Path) -> dict[str, tuple[float, int]]:
     return found
 
 
-def _retraining_line(row: Mapping[str, str]) -> RetrainingLine:
-    """A line of retrain_cls/summary.csv; what it leaves empty or calls not testable is NaN."""
+def _of_row(kind: type[Line], row: Mapping[str, str]) -> Line:
+    """A line of a table as a dataclass whose fields are named as its columns; an undefined number is NaN."""
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(RetrainingLine):
+    for field in dataclasses.fields(kind):
         text = row[field.name]
         if field.type is float:
             values[field.name] = float("nan") if text in ("", retrain_summary.NOT_TESTABLE) else float(text)
         elif field.type is bool:
             values[field.name] = text == "True"
-        elif field.name in ("not_better_than", "not_testable_against"):
+        elif field.type == tuple[str, ...]:
             values[field.name] = tuple(filter(None, text.split(";")))
         else:
             values[field.name] = int(text) if field.type is int else text
-    return RetrainingLine(**values)
-
-
-def _sanity_step(row: Mapping[str, str]) -> SanityStep:
-    """A line of sanity_checks/results.csv."""
-    mean, sd, low, high = (float(row[name] or "nan") for name in ("mean", "sd", "low", "high"))
-    return SanityStep(
-        method=row["method"],
-        check=row["check"],
-        step=int(row["step"]),
-        layer=row["layer"],
-        score=row["score"],
-        n=int(row["n"]),
-        n_undefined=int(row["n_undefined"]),
-        mean=mean,
-        sd=sd,
-        low=low,
-        high=high,
-        verdict=row["verdict"],
-        looks_at_model=row["model_independent"] != "True",
-    )
+    return kind(**values)
 
 
 # --- maps

@@ -250,8 +250,8 @@ def _lines(
 ) -> Iterator[Line]:
     """A line for each method of a metric, compared with the controls."""
     listed = grid.methods(metric.split(",")[0])
-    sample = Sample(values, better, "run", dict.fromkeys(values, chance))
-    (entries,) = compare([sample], listed | grid.methods("roar"), grid.settings)
+    sample = Sample(values, better, dict.fromkeys(values, chance))
+    (entries,) = compare([sample], listed | grid.methods("roar"), grid.settings, "run")
     for entry in entries:
         if entry.method in listed:
             yield Line(score, metric, fraction, better, entry)

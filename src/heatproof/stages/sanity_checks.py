@@ -31,7 +31,7 @@ from heatproof.datasets import Split
 from heatproof.errors import ConfigError, HeatproofError
 from heatproof.methods.explainer import Explainer
 from heatproof.metrics import agreement, statistics
-from heatproof.metrics.comparison import Settings, summarize_images
+from heatproof.metrics.comparison import Settings, summaries
 from heatproof.models import LoadedModel, randomisation
 from heatproof.models.weights import read_weights, state_sha256
 from heatproof.stages.evaluate import SampledMaps
@@ -497,7 +497,7 @@ def _summaries(path: Path, settings: Settings) -> Iterator[tuple[int, str, str, 
     reader = store.RowReader(path)
     layers = reader.origin["layers"]
     for score in SCORES:
-        found = summarize_images(reader.read(score).T, settings)
+        found = summaries(reader.read(score).T, "image", settings)
         for step, (layer, summary) in enumerate(zip(layers, found, strict=True), start=1):
             yield step, layer, score, summary
 

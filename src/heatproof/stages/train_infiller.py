@@ -20,7 +20,7 @@ from torch import Tensor
 
 from heatproof import artefacts, config, removal, runtime, seeding, threads
 from heatproof.datasets import Split
-from heatproof.metrics.comparison import summarize_images
+from heatproof.metrics.comparison import summaries
 from heatproof.metrics.reconstruction import picture_ssim, psnr_in_holes
 from heatproof.models.inpainting import GatedUNet
 from heatproof.stages.evaluate import sample
@@ -179,8 +179,8 @@ def _lines(run: Run, split: Split, index: NDArray[np.int64], fills: dict[str, re
             for place, score in enumerate(("psnr", "ssim")):
                 rows = [scores[place] for scores in found.values()]
                 rows += [scores[place] - found[LEARNED][place] for scores in found.values()]
-                summaries = summarize_images(rows, run.intervals)
-                for own, other, name in zip(summaries, summaries[len(found) :], found, strict=False):
+                made = summaries(rows, "image", run.intervals)
+                for own, other, name in zip(made, made[len(found) :], found, strict=False):
                     yield [name, kind, score, own.n, own.mean, own.low, own.high, other.mean, other.low, other.high]
 
 
