@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from heatproof.config.base import Percentile, Plugin, Section, as_list, distinct
+from heatproof.config.base import FileName, Options, Percentile, Plugin, Section, as_list, distinct
 from heatproof.config.classifier import Model
 from heatproof.config.maps import IMPORTED, AttributionMethod, Methods
 
@@ -170,6 +170,18 @@ class Robustness(ExplainingTest):
     )
     radius: float = Field(0.2, gt=0, description="of the uniform perturbation, in units of the normalised image")
     sigma: float = Field(0.1, gt=0, description="of the Gaussian perturbation, in units of the normalised image")
+
+
+class OwnTest(MapTest):
+    """A test from outside the package: a function that scores a batch of maps, or a class with `measure`."""
+
+    name: FileName = Field(description="of its folder below tests/, and of its place in the report")
+    test: str = Field(description="dotted path of a function (maps, ranks, images, ...) -> (N,), or of a class")
+    kwargs: Options = Field(default_factory=dict, description="of the function, or of the class")
+    better: Literal["higher", "lower", "neither"] | None = Field(
+        None, description="of a function's score; null: its attribute `better`, else higher"
+    )
+    chance: float | None = Field(None, description="of a function's score: what a map without information scores")
 
 
 class Agreement(MapTest):

@@ -45,10 +45,10 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Config:
         config = Config.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_problem(error)}") from error
-    for name in Config.model_fields:
-        part = getattr(config, name)
+    for name, part in config.sections():
         if isinstance(part, Methods):
             _check_names(path, name, part)
+    _check_tests(path, config)
     return config
 
 
@@ -58,8 +58,16 @@ def _complete_tests(content: dict[str, Any]) -> None:
     if not isinstance(extraction, dict):
         return
     for name, kind in KINDS.items():
-        if issubclass(kind, Methods) and isinstance(content.get(name), dict):
-            content[name] = {key: extraction[key] for key in kind.inherited if key in extraction} | content[name]
+        if issubclass(kind, Methods) and name in content:
+            shared = {key: extraction[key] for key in kind.inherited if key in extraction}
+            content[name] = _completed(content[name], shared)
+
+
+def _completed(part: Any, shared: Mapping[str, Any]) -> Any:
+    """A section, or each entry of a list of them, with the keys that it leaves out."""
+    if isinstance(part, list):
+        return [_completed(entry, shared) for entry in part]
+    return {**shared, **part} if isinstance(part, dict) else part
 
 
 def _by_section(path: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +209,7 @@ def _what(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return "is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{problem['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{problem['input']!r:.80}: {message[0].lower()}{message[1:]}"
 
 
 def _fields_at(location: Sequence[int | str]) -> list[str]:
@@ -230,6 +238,18 @@ def _check_names(path: Path, name: str, part: Methods) -> None:
             )
         if method.name.lower().endswith(tuple(f"+{kind}" for kind in get_args(Twin))):
             raise ConfigError(f"{where} is the name of a control that is derived from a method; take another")
+
+
+def _check_tests(path: Path, config: Config) -> None:
+    """Refuses names of tests that would share a folder, or a place in the report with a stage."""
+    names = [test.name for test in config.tests or ()]
+    try:
+        check_file_names(names, "tests")
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for position, name in enumerate(names):
+        if name.lower() in {*STAGES, *KINDS}:
+            raise ConfigError(f"{path}: tests[{position}].name: {name!r} is the name of a stage; take another")
 
 
 def _names_factory(spelt: str, path: str) -> bool:

@@ -1,7 +1,8 @@
 """The whole configuration: its sections, the stages that they belong to, and what help says of their keys."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
@@ -13,6 +14,7 @@ from heatproof.config.map_tests import (
     Faithfulness,
     InsertionDeletion,
     Localise,
+    OwnTest,
     PixelPerturbationAnalysis,
     Road,
     Robustness,
@@ -66,9 +68,19 @@ class Config(Section):
     localise: Localise | None = None
     complexity: Complexity | None = None
     robustness: Robustness | None = None
+    tests: Annotated[list[OwnTest], Field(min_length=1)] | None = None
     agreement: Agreement | None = None
     sanity_checks: SanityChecks | None = None
     report: Report = Report()
+
+    def sections(self) -> Iterator[tuple[str, Section]]:
+        """The sections that are given, each entry of a list as one, with their places in the file."""
+        for name in type(self).model_fields:
+            part = getattr(self, name)
+            if isinstance(part, Section):
+                yield name, part
+            elif isinstance(part, list):
+                yield from ((f"{name}[{position}]", entry) for position, entry in enumerate(part))
 
 
 SectionType = TypeVar("SectionType", bound=Section)

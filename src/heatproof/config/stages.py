@@ -13,7 +13,8 @@ class Stage:
         command: its name on the command line, also accepted as the name of its section.
         section: of the configuration, and folder of the run.
         module: in heatproof.stages; it has `run(run)`.
-        is_map_test: whether it scores stored maps image by image; its module then has `test(settings)`.
+        is_map_test: whether it scores stored maps image by image; its module then has `test(settings)`, or
+            `tests(settings)` for several.
         summary: what it does, in a few words.
     """
 
@@ -61,6 +62,8 @@ STAGES = {
               "measure whether maps concentrate on few pixels"),
         Stage("robustness", "robustness", "robustness", True,
               "measure how far maps change when images are perturbed slightly"),
+        Stage("map-tests", "tests", "map_tests", True,
+              "run tests of your own on the stored maps"),
         Stage("agreement", "agreement", "agreement", False,
               "measure how similar the maps of every two methods are"),
         Stage("sanity-checks", "sanity_checks", "sanity_checks", False,

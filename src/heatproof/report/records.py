@@ -91,8 +91,8 @@ class TestResult:
     """What a test of stored maps found, image by image.
 
     Args:
-        name: of its section.
-        command: that makes it.
+        name: of its section, or of a test from outside.
+        label: the command that makes it, or the name of a test from outside.
         summary: what it does, in a few words.
         scores: all that it measures, with their directions.
         values: for each method its scores and curves; methods without a file are left out.
@@ -100,7 +100,7 @@ class TestResult:
     """
 
     name: str
-    command: str
+    label: str
     summary: str
     scores: Sequence[Score]
     values: Mapping[str, Sequence[Scored | Pooled | Curve]]

@@ -135,8 +135,8 @@ def singles(tests: Sequence[TestResult], sections: Sequence[Section], pictures: 
 
 
 def _title(test: TestResult) -> str:
-    words = test.command.replace("-", " ")
-    return words[:1].upper() + words[1:] if words.islower() and len(words) > len("lerf") else test.command
+    words = test.label.replace("-", " ")
+    return words[:1].upper() + words[1:] if words.islower() and len(words) > len("lerf") else test.label
 
 
 def _grouped(test: TestResult) -> Iterator[tuple[Score, dict[str, Found]]]:
@@ -149,7 +149,7 @@ def _grouped(test: TestResult) -> Iterator[tuple[Score, dict[str, Found]]]:
                     by_setting.setdefault(part.setting, {})[method] = part
         if by_setting:
             own = Score(
-                test.command,
+                test.label,
                 score.name,
                 "image",
                 score.better,

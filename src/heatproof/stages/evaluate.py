@@ -141,8 +141,13 @@ class MapTest(Protocol):
     """What a test has to say; `evaluate` does the rest."""
 
     @property
+    def settings(self) -> config.MapTest:
+        """Its section of the configuration."""
+        ...
+
+    @property
     def section(self) -> str:
-        """Name of the configuration's section, and of the folder."""
+        """Name of that section, and of the folder."""
         ...
 
     @property

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from heatproof.stages.plan import Artefact
     from heatproof.stages.run import Run
 
-__all__ = ["STAGES", "Stage", "map_test", "plan", "sections"]
+__all__ = ["STAGES", "Stage", "folders", "map_tests", "plan"]
 
 
 def plan(run: "Run", command: str) -> "list[Artefact[Any]]":
     """All artefacts of a stage, there or not, in the order in which they are made.
 
-    A stage's module has `run(run)` and `plan(run)`; that of a map test has `test(settings)`, and perhaps `tables(run, files)`
-    for what it makes of the scores beside results.csv.
+    A stage's module has `run(run)` and `plan(run)`; that of a map test has `test(settings)` or `tests(settings)`, and perhaps
+    `tables(run, files)` for what it makes of the scores beside results.csv.
 
     Raises:
         HeatproofError: the configuration asks for what cannot be.
@@ -29,18 +29,21 @@ def plan(run: "Run", command: str) -> "list[Artefact[Any]]":
         return planned
     from heatproof.stages import evaluate
 
-    test = module.test(run.config)
-    files = evaluate.plan(run, test.settings, test)
-    own = module.tables(run, files) if hasattr(module, "tables") else []
-    return [*files, *own, evaluate.table(run, test.settings, test, files)]
+    made: list[Artefact[Any]] = []
+    for test in map_tests(run.config, command):
+        files = evaluate.plan(run, test.settings, test)
+        own = module.tables(run, files) if hasattr(module, "tables") else []
+        made += [*files, *own, evaluate.table(run, test.settings, test, files)]
+    return made
 
 
-def sections() -> list[str]:
-    """Sections of the configuration that belong to a stage, in the order of the pipeline."""
-    return [stage.section for stage in STAGES.values()]
+def folders(settings: "config.Config") -> list[str]:
+    """Folders that stages write below outdir, in the order of the pipeline."""
+    own = [f"tests/{test.name}" for test in settings.tests or ()]
+    return [name for stage in STAGES.values() for name in (own if stage.section == "tests" else [stage.section])]
 
 
-def map_test(settings: "config.Config", name: str) -> "MapTest":
-    """The test of a stage, as the configuration asks for it."""
-    test: MapTest = STAGES[name].load().test(settings)
-    return test
+def map_tests(settings: "config.Config", name: str) -> "list[MapTest]":
+    """The tests of a stage, as the configuration asks for them."""
+    module = STAGES[name].load()
+    return [module.test(settings)] if hasattr(module, "test") else list(module.tests(settings))

@@ -119,7 +119,7 @@ def _facts(
         height, width = results.run.dataset.size
         data.append(f"{width} × {height} pixels")
     yield "Images", ", ".join(data)
-    models = (getattr(section, "model", None) for _, section in settings)
+    models = (getattr(section, "model", None) for _, section in settings.sections())
     arch = next((model.arch for model in models if model is not None), "")
     accuracy = "" if test_accuracy is None else f", test accuracy {percent(test_accuracy)}"
     yield "Classifier", f"{arch.rpartition('.')[2]}{accuracy}"

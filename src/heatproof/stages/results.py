@@ -36,6 +36,7 @@ from heatproof.report.wording import listed
 from heatproof.stages import registry, retrain, retrain_summary, twins
 from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.extract import Source
+from heatproof.stages.map_tests import OwnTest
 from heatproof.stages.plan import Artefact
 from heatproof.stages.run import SPLITS, Run
 
@@ -173,7 +174,7 @@ class Results:
     @functools.cached_property
     def methods(self) -> tuple[Method, ...]:
         """The methods of all sections, in their order, the controls last."""
-        sections = [section for _, section in self.settings if isinstance(section, config.Methods)]
+        sections = [section for _, section in self.settings.sections() if isinstance(section, config.Methods)]
         found = {method.name: method for section in sections for method in section.methods()}
         described = [
             Method(
@@ -328,7 +329,7 @@ class Results:
     def curves(self) -> Curves | None:
         """Curves without retraining of the methods whose files are complete."""
         section = self.settings.pixel_perturbation_analysis
-        found = self._scores("lerf")
+        found = self._scores("lerf", "pixel_perturbation_analysis")
         if section is None or not found:
             return None
         first = next(iter(found.values()))
@@ -347,17 +348,23 @@ class Results:
         results = []
         for command in self.stages:
             stage = registry.STAGES[command]
-            if stage.is_map_test and (readers := self._scores(command)):
-                test = registry.map_test(self.settings, command)
-                values = {name: tuple(test.read(reader.read)) for name, reader in readers.items()}
+            has_scores = stage.is_map_test and self._stage(command).complete
+            for test in registry.map_tests(self.settings, command) if has_scores else ():
+                if not (readers := self._scores(command, test.section)):
+                    continue
+                name, label, summary = test.section, command, stage.summary
+                if isinstance(test, OwnTest):
+                    name, label, summary = test.settings.name, test.settings.name, test.summary
+                values = {method: tuple(test.read(reader.read)) for method, reader in readers.items()}
                 index = next(iter(readers.values())).read("index")
-                results.append(TestResult(test.section, command, stage.summary, tuple(test.scores), values, index))
+                results.append(TestResult(name, label, summary, tuple(test.scores), values, index))
         return results
 
-    def _scores(self, command: str) -> dict[str, store.RowReader]:
+    def _scores(self, command: str, section: str) -> dict[str, store.RowReader]:
         """The files of scores of a test that can be used, by method."""
-        files = self._stage(command).complete.values()
-        return {file.path.stem: store.RowReader(file.path) for file in files if file.path.suffix == ".h5"}
+        folder = self.settings.outdir / section
+        files = [file.path for file in self._stage(command).complete.values() if file.path.parent == folder]
+        return {path.stem: store.RowReader(path) for path in files if path.suffix == ".h5"}
 
     # --- stages with a summary of their own
 
@@ -388,7 +395,7 @@ class Results:
 
     def costs(self) -> list[Cost]:
         """Times that the stages kept."""
-        folders = [(name, self.settings.outdir / name) for name in registry.sections()]
+        folders = [(name, self.settings.outdir / name) for name in registry.folders(self.settings)]
         return [cost for name, folder in folders if (cost := _cost(name, folder))]
 
     def provenance(self) -> list[tuple[str, str]]:
@@ -410,7 +417,7 @@ class Results:
                     kept = {name: str(value) for name, value in store.RowReader(file.path).attributes.items()}
                 parts.append([str(file.path.relative_to(self.settings.outdir)), state.state, len(file.needs), kept])
         parts += [[name, str(reader.content_id())] for name, reader in self.maps.items()]
-        times = [self.settings.outdir / name / "timing.csv" for name in registry.sections()]
+        times = [self.settings.outdir / name / "timing.csv" for name in registry.folders(self.settings)]
         return [*parts, *(artefacts.sha256(path) if path.is_file() else "" for path in times)]
 
     def _cuts(self) -> list[float]:

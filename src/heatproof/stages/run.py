@@ -203,7 +203,9 @@ class Run:
         if self.config.outdir.absolute() in weights.absolute().parents:
             stage = "train-cls" if weights.parent.name == "train_cls" else "the stage that makes it"
             return MissingInputError(f"{weights}: no such file of weights yet; run {stage} first")
-        sections = (f"{name}.model" for name, section in self.config if getattr(section, "model", None) == model)
+        sections = (
+            f"{name}.model" for name, section in self.config.sections() if getattr(section, "model", None) == model
+        )
         return ConfigError(f"{next(sections, 'model')}.pretrained_weights: {weights}: no such file; correct the path")
 
     def class_names(self, classes: int) -> tuple[str, ...]:
@@ -212,7 +214,7 @@ class Run:
         Raises:
             ConfigError: the file is not there, or has another number of names.
         """
-        sections = (section for _, section in self.config if isinstance(section, ExtractCams | MapTest))
+        sections = (section for _, section in self.config.sections() if isinstance(section, ExtractCams | MapTest))
         path = next((section.model.class_names for section in sections), None)
         if path is None:
             names = tuple(self.dataset.class_names)
