@@ -74,6 +74,7 @@ NEEDED |= {
     "train_masker": f"{{model: {MODEL}, taps: [layer1]}}",
     "extract_cams": f"{{model: {MODEL}, attribution_methods: [{{name: a, method: x.Y}}]}}",
     "retrain_cls": f"{{model: {MODEL}}}",
+    "tests": "[{name: a, test: x.y}]",
 }  # fmt: skip
 
 
@@ -100,12 +101,11 @@ def test_a_section_inherits_what_its_help_says(path, section):
         assert not inherited
         return
     given = {"controls": ["uniform"], "twins": ["blurred"], "target": "label", "ties": "index", "dtype": "float32"}
-    needed = {"infill": "{infillers: [{name: a, infiller: mean}]}", "retrain_cls": f"{{model: {MODEL}}}"}
+    needed = NEEDED | {"infill": "{infillers: [{name: a, infiller: mean}]}"}
     extraction = [f"extract_cams.{key}={value}" for key, value in given.items()]
     read = config.read(path, [*extraction, f"{section}={needed.get(section, '{}')}"])
-    same = {
-        key for key in kind.model_fields if getattr(getattr(read, section), key) == getattr(read.extract_cams, key, ...)
-    }
+    found = dict(read.sections()).get(f"{section}[0]") or getattr(read, section)
+    same = {key for key in kind.model_fields if getattr(found, key) == getattr(read.extract_cams, key, ...)}
     assert same - {"batch_size"} == inherited >= {"attribution_methods", "controls", "twins"}
 
 
@@ -231,6 +231,27 @@ def test_a_control_may_be_listed_as_itself(path):
 def test_infillers_whose_names_differ_in_case_only_are_refused(path):
     with pytest.raises(ConfigError, match=r"infillers\[1\].name: 'Mean' differs from 'mean' in case only"):
         config.read(path, ["infill.infillers=[{name: mean, infiller: mean}, {name: Mean, infiller: mean}]"])
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (("a", "A"), r"tests\[1\].name: 'A' differs from 'a' in case only; names must differ"),
+        (("a", "a"), r"tests\[1\].name: 'a' occurs twice; names must differ"),
+        (("results",), r"tests\[0\].name: 'results' is the name of a file of results; take another"),
+        (("a", "Road"), r"tests\[1\].name: 'Road' is the name of a stage; take another"),
+        (("map-tests",), r"tests\[0\].name: 'map-tests' is the name of a stage; take another"),
+        (("../a",), r"tests\[0\].name: '../a': string should match pattern"),
+    ],
+)
+def test_tests_whose_names_would_share_a_folder_or_a_place_in_the_report_are_refused(path, names, problem):
+    with pytest.raises(ConfigError, match=problem):
+        config.read(path, [f"tests=[{', '.join(f'{{name: {name}, test: x.y}}' for name in names)}]"])
+
+
+def test_what_is_wrong_is_shown_in_a_few_words(path):
+    with pytest.raises(ConfigError, match=r"c.yml: tests: .{80}: input should be a valid list$"):
+        config.read(path, ["tests={}"])
 
 
 def test_the_json_schema_describes_every_key():

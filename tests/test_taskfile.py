@@ -33,6 +33,7 @@ STAGES = {
     "localise": "configs/photographs_pets.yml",
     "complexity": "configs/roar_cifar10_resnet8.yml",
     "robustness": "configs/roar_cifar10_resnet8.yml",
+    "map-tests": "configs/roar_cifar10_resnet8.yml",
     "agreement": "configs/roar_cifar10_resnet8.yml",
     "sanity-checks": "configs/roar_cifar10_resnet8.yml",
     "report": "configs/roar_cifar10_resnet8.yml",

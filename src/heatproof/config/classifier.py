@@ -12,7 +12,7 @@ class Data(Section):
     """Which images."""
 
     dataset: str = Field(
-        description="Planted | Counting | CIFAR10 | CIFAR10_QA | MNIST | FashionMNIST | ImageFolder | ImageNet | Arrays | Wsol | Prepared | OxfordPets | Coco | dotted path of your own class"
+        description="Planted | Counting | CIFAR10 | CIFAR10_QA | MNIST | FashionMNIST | ImageFolder | ImageNet | Arrays | Wsol | Prepared | OxfordPets | Coco | dotted path of your own class, which may have regions, boxes and ignored (README)"
     )
     dataset_dir: Path | None = Field(None, description="where the files are; not needed for generated data")
     split_ratio: float = Field(0.875, gt=0, lt=1, description="train share of the training set; the rest is validation")

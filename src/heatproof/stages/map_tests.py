@@ -10,6 +10,7 @@ names one of two things by a dotted path:
   follow from them; without both, each score is a column. `origin()` adds what an origin has to name beside options and code.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -158,7 +159,9 @@ class OwnTest:
         given = {name: value(images, subject) for name, value in plugins.given(self.measurer, GIVEN).items()}
         for name in ("regions", "boxes"):
             if name in given and given[name] is None and plugins.needs(self.measurer, name):
-                raise DataError(f"{self.where}: needs {name}, which {subject.run.config.data.dataset} does not have")
+                raise DataError(
+                    f"{self.where}: needs {name}, which {subject.run.config.data.dataset} does not have; a data set of your own may have a method {name}(indices)"
+                )
         return {**given, **self.options}
 
     def _checked(self, column: store.Column, values: Any, images: Images) -> NDArray[Any]:
@@ -178,19 +181,35 @@ class OwnTest:
             values, chance = column(COLUMN), self.settings.chance
             yield Scored(self.settings.name, values, "", None if chance is None else np.full(len(values), chance))
             return
-        names = [score.name for score in self.scores]
+        names, images = [score.name for score in self.scores], len(column("index"))
         for part in self._asked("read", lambda column: [Scored(name, column(name)) for name in names], column):
-            if not isinstance(part, Scored | Pooled | Curve) or (
-                not isinstance(part, Curve) and part.name not in names
-            ):
+            found = _of_arrays(part, images)
+            if found is None or (not isinstance(found, Curve) and found.name not in names):
                 raise PluginError(
-                    f"{self.where}: read yields {part!r:.80}; expected Scored or Pooled of {names}, or Curve"
+                    f"{self.where}: read yields {part!r:.80}; expected Scored or Pooled of {names}, or Curve, with values of "
+                    f"{images} images"
                 )
-            yield part
+            yield found
 
     def _asked(self, name: str, otherwise: Callable[..., Any], *arguments: Any) -> Any:
         """What a method of the class answers, or what follows without it."""
         return getattr(self.measurer, name, otherwise)(*arguments)
+
+
+def _of_arrays(part: Any, images: int) -> Scored | Pooled | Curve | None:
+    """What a class reads from its columns, with arrays in it; None where its type or a shape is wrong."""
+    kinds: dict[type, tuple[str, ...]] = {Scored: ("values",), Pooled: ("sums",), Curve: ("values", "x")}
+    if type(part) not in kinds:
+        return None
+    try:
+        arrays = {name: np.asarray(getattr(part, name), dtype=np.float64) for name in kinds[type(part)]}
+    except (TypeError, ValueError):
+        return None
+    found: Scored | Pooled | Curve = dataclasses.replace(part, **arrays)
+    if isinstance(found, Pooled):
+        return found if len(np.atleast_1d(found.sums)) == images else None
+    shape = (images, *found.x.shape) if isinstance(found, Curve) else (images,)
+    return found if found.values.shape == shape and not np.isinf(found.values).any() else None
 
 
 def tests(settings: config.Config) -> list[OwnTest]:
