@@ -129,7 +129,9 @@ class OwnTest:
         """Those of the class, or one number for each score."""
         if self.is_called:
             return [store.Column(COLUMN, "float64")]
-        columns = self._asked("columns", lambda: [store.Column(score.name, "float64") for score in self.scores], size)
+        columns = self._asked(
+            "columns", lambda size: [store.Column(score.name, "float64") for score in self.scores], size
+        )
         for column in columns:
             if column.name in KNOWN:
                 raise PluginError(f"{self.where}: {column.name!r} is a column that every test has; take another name")
