@@ -1,6 +1,7 @@
 """A configuration so small that every stage runs in seconds, and a command line that runs in this process."""
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -77,6 +78,20 @@ def small(write):
             assert old in text
             text = text.replace(old, new)
         path.write_text(text)
+        return path
+
+    return written
+
+
+@pytest.fixture(scope="session")
+def small_trained(small):
+    """Writes the small configuration beside a run of train-cls, which is trained once for all; returns its path."""
+    source = small("trained")
+    assert heatproof("train-cls", "--config", source) == 0
+
+    def written(name):
+        path = small(name)
+        shutil.copytree(source.parent / "out", path.parent / "out")
         return path
 
     return written

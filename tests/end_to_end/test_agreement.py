@@ -10,7 +10,6 @@ import pytest
 from heatproof import config, store
 from heatproof.stages import agreement
 from heatproof.stages.run import Run
-from tests.end_to_end.conftest import heatproof
 
 SECTION = """
 agreement:
@@ -26,11 +25,10 @@ NAMES = ["gradient", "same", "gradcam", "random", "uniform", "oracle", "anti_ora
 
 
 @pytest.fixture(scope="module")
-def written(small):
+def written(small_trained):
     """The run after training and the stage."""
-    path = small("agreement")
+    path = small_trained("agreement")
     path.write_text(path.read_text() + SECTION)
-    assert heatproof("train-cls", "--config", path, "train_cls.nb_epochs=1") == 0
     run = Run(config.read(path))
     agreement.run(run)
     return run

@@ -9,7 +9,6 @@ from heatproof import config, store
 from heatproof.stages import complexity
 from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.run import Run
-from tests.end_to_end.conftest import heatproof
 
 SECTION = """
 complexity:
@@ -19,11 +18,10 @@ complexity:
 
 
 @pytest.fixture(scope="module")
-def written(small):
+def written(small_trained):
     """The run after training and the stage."""
-    path = small("complexity")
+    path = small_trained("complexity")
     path.write_text(path.read_text() + SECTION)
-    assert heatproof("train-cls", "--config", path, "train_cls.nb_epochs=1") == 0
     run = Run(config.read(path))
     complexity.run(run)
     return run

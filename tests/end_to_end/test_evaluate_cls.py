@@ -15,10 +15,9 @@ from tests.end_to_end.conftest import heatproof
 
 
 @pytest.fixture(scope="module")
-def evaluated(small):
+def evaluated(small_trained):
     """The configuration, after training and the stage; it has no section evaluate_cls."""
-    path = small("evaluate_cls")
-    assert heatproof("train-cls", "--config", path) == 0
+    path = small_trained("evaluate_cls")
     assert heatproof("evaluate-cls", "--config", path, "evaluate_cls.splits=[validation, test]") == 0
     return path
 

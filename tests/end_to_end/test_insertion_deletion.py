@@ -14,7 +14,6 @@ from heatproof.metrics.insertion_deletion import insertion_deletion_auc
 from heatproof.stages import insertion_deletion
 from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.run import Run
-from tests.end_to_end.conftest import heatproof
 
 SECTION = """
 insertion_deletion:
@@ -25,11 +24,10 @@ insertion_deletion:
 
 
 @pytest.fixture(scope="module")
-def written(small):
+def written(small_trained):
     """The configuration after training and the stage: its path, and the run."""
-    path = small("insertion_deletion")
+    path = small_trained("insertion_deletion")
     path.write_text(path.read_text() + SECTION)
-    assert heatproof("train-cls", "--config", path) == 0
     run = Run(config.read(path))
     insertion_deletion.run(run)
     return path, run

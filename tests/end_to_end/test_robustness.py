@@ -14,7 +14,6 @@ from heatproof.errors import ConfigError
 from heatproof.methods.explainer import Explained
 from heatproof.stages import robustness
 from heatproof.stages.run import Run
-from tests.end_to_end.conftest import heatproof
 
 SECTION = """
 robustness:
@@ -30,11 +29,10 @@ robustness:
 
 
 @pytest.fixture(scope="module")
-def written(small):
+def written(small_trained):
     """The configuration after training and the stage: its path, and the run."""
-    path = small("robustness")
+    path = small_trained("robustness")
     path.write_text(path.read_text() + SECTION)
-    assert heatproof("train-cls", "--config", path, "train_cls.nb_epochs=1") == 0
     run = Run(config.read(path))
     robustness.run(run)
     return path, run
