@@ -14,7 +14,7 @@ from heatproof.stages import sanity_checks
 from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.run import Run
 from heatproof.training.examples import permuted
-from tests.end_to_end.conftest import results
+from tests.end_to_end.conftest import heatproof, results
 
 SECTION = """
 sanity_checks:
