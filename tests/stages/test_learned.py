@@ -5,7 +5,7 @@ import pytest
 from heatproof import artefacts
 from heatproof.stages.learned import told
 from heatproof.stages.plan import Artefact
-from heatproof.stages.results import Planned
+from heatproof.stages.planned import Planned
 
 RESULTS = {
     "evaluate-cls": "evaluate_cls/results.csv",

@@ -27,7 +27,8 @@ from heatproof.metrics.comparison import Settings, compare, sample_of
 from heatproof.metrics.score import Curve, Pooled, Score, Scored
 from heatproof.models import LoadedModel
 from heatproof.stages import infilled
-from heatproof.stages.extract import Extraction, Source, content_of, folder_of
+from heatproof.stages.extract import Extraction, Source, folder_of
+from heatproof.stages.kept_maps import content_of
 from heatproof.stages.plan import Artefact
 from heatproof.stages.run import IMAGES, Run, build_fill
 

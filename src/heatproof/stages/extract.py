@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from heatproof import artefacts, config, records, removal, runtime, seeding, store
+from heatproof import artefacts, config, removal, runtime, seeding, store
 from heatproof.config import IMPORTED
 from heatproof.datasets import Split
-from heatproof.errors import DataError, MapError, MissingInputError, ModelError
+from heatproof.errors import DataError, MapError, ModelError
 from heatproof.methods.explainer import Explained, Explainer
 from heatproof.models import LoadedModel
 from heatproof.stages import twins
 from heatproof.stages.plan import Artefact
-from heatproof.stages.run import SPLITS, Run, identity_of, model_origin
+from heatproof.stages.run import Run, identity_of, model_origin
 from heatproof.store.maps import MapDtype
 from heatproof.store.writer import Consolidate
 
@@ -414,83 +414,12 @@ def require_imported(file: Artefact[Source]) -> None:
         raise MapError(f"{file.path}: not there, or not complete; make it with heatproof import-maps")
 
 
-def maps_of(file: Artefact[Source], split: Split) -> store.MapReader:
-    """A method's maps of a whole split, in its order.
-
-    Raises:
-        MissingInputError: they are not there.
-        MapError: they are not complete, of other images, or not those that the configuration asks for.
-    """
-    path = file.path
-    if not path.is_file():
-        raise MissingInputError(f"{path}: no such file of maps; run extract-attribution-maps first")
-    reader = store.MapReader(path)
-    reader.require_complete()
-    rows = len(split)
-    if reader.origin.get("data") != split.fingerprint:
-        raise MapError(f"{path}: maps of other data than the configuration's; run extract-attribution-maps")
-    if reader.rows != rows or not np.array_equal(reader.index, np.arange(rows)):
-        raise MapError(f"{path}: {reader.rows} rows that are not the split's {rows} images in order")
-    if not (found := file.status()).is_complete:
-        raise MapError(f"{path}: {found.state} ({found.why}); run extract-attribution-maps")
-    return reader
-
-
 def _content_id(path: Path) -> Any:
     """What is in a complete file of maps, whatever it was made from; unknown before it is there."""
     state = store.read_state(path, store.FORMAT)
     if state is None or state.damage or not state.complete or store.damage_of(path):
         return artefacts.Unknown(str(path))
     return store.MapReader(path).content_id()
-
-
-TO_BE_MADE_ANEW = "to be made anew"
-
-
-def content_of(file: Artefact[Source]) -> Any:
-    """What is in a file of maps, for the origin of what is made from it.
-
-    Unknown where it is not there, or damaged: made again, it holds the same. A stale one will hold something else.
-    """
-    found = file.status()
-    if found.state == "stale":
-        return TO_BE_MADE_ANEW
-    return store.MapReader(file.path).content_id() if found.is_complete else artefacts.Unknown(str(file.path))
-
-
-def kept_files(run: Run, methods: Sequence[config.AttributionMethod]) -> dict[tuple[str, str], Artefact[Source]]:
-    """The files of maps of extract_cams, by method and split, for stages that read them and load no classifier.
-
-    Of methods that the section does not have, all that is known is whose images they are to explain.
-    """
-    view = run.view(is_reading=run.is_reading)
-    section = run.config.extract_cams
-    known: dict[tuple[str, str], Artefact[Source]] = {}
-    if section is not None:
-        extraction = Extraction.of(view, section)
-        planned = [file for split in SPLITS for file in extraction.plan(split, extraction.files(split))]
-        known = {(file.job.method.name, file.job.split): file for file in planned}
-    for method in methods:
-        for split in SPLITS:
-            if (method.name, split) not in known:
-                source = Source(explainer(method), split)
-                known[method.name, split] = Foreign(
-                    file_of(run, method.name, split), {"data": run.fingerprint(split)}, source
-                )
-    return known
-
-
-@dataclass(frozen=True, eq=False)
-class Foreign(Artefact[Source]):
-    """Maps that no section of the configuration says how to make: only what `origin` names is compared."""
-
-    def status(self) -> records.Status:
-        """How it stands."""
-        state = store.read_state(self.path)
-        if state is None or state.origin is None:
-            return super().status()
-        wanted = {**state.origin, **self.origin}
-        return Artefact(self.path, wanted, self.job).status()
 
 
 def explainer(method: config.AttributionMethod) -> Explainer:

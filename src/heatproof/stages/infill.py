@@ -21,7 +21,7 @@ from heatproof import artefacts, config, plugins, removal, runtime, seeding, sto
 from heatproof.datasets import Split
 from heatproof.errors import ConfigError
 from heatproof.models import Normalization
-from heatproof.stages.extract import content_of, kept_files, maps_of
+from heatproof.stages.kept_maps import content_of, kept_files, maps_of
 from heatproof.stages.plan import Artefact
 from heatproof.stages.run import Run, build_fill, means_origin
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from heatproof.report.wording import interval, number, percent
-from heatproof.stages.results import Planned
+from heatproof.stages.planned import Planned
 
 
 def told(stages: Mapping[str, Planned], outdir: Path) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from heatproof import artefacts, config, records, removal, runtime, store
+from heatproof import artefacts, config, removal, runtime, store
 from heatproof.errors import HeatproofError
 from heatproof.report import (
     Cost,
@@ -32,93 +32,17 @@ from heatproof.report import (
     Training,
 )
 from heatproof.report.pictures import choice, confidence
-from heatproof.report.wording import listed
-from heatproof.stages import registry, retrain, retrain_summary, twins
+from heatproof.stages import registry, retrain_grid, retrain_summary, twins
 from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.extract import Source
 from heatproof.stages.map_tests import OwnTest
 from heatproof.stages.plan import Artefact
+from heatproof.stages.planned import EXTRACT, RETRAIN, TRAIN, Planned, without_odd
 from heatproof.stages.run import SPLITS, Run
 
 Line = TypeVar("Line", RetrainingLine, SanityStep)
 TIES_SAMPLE = 1000
 """Maps in which ties are counted: sorting is slow."""
-NAMED = 3
-"""Files that a remark names; more are counted."""
-TRAIN, EXTRACT, RETRAIN = "train-cls", "extract-attribution-maps", "evaluate-attribution-maps-roar"
-TITLES = {TRAIN: "Classifier", EXTRACT: "Attribution maps", RETRAIN: "Retraining"}
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A stage's artefacts, and how each stands.
-
-    Args:
-        command: of the stage.
-        root: folder of the run.
-        states: how each artefact stands.
-        problem: why the plan cannot be told; empty where it can.
-        is_begun: whether the stage has left anything.
-    """
-
-    command: str
-    root: Path
-    states: Mapping[Artefact[Any], records.Status]
-    problem: str = ""
-    is_begun: bool = False
-
-    @functools.cached_property
-    def complete(self) -> dict[Path, Artefact[Any]]:
-        """What can be shown, by its path."""
-        return {file.path: file for file, state in self.states.items() if state.is_complete}
-
-    def content(self, path: Path) -> Mapping[str, Any]:
-        """What the record of a complete artefact holds; empty where it cannot be shown."""
-        return self.states[self.complete[path]].content if path in self.complete else {}
-
-    def table(self, path: Path, name: str = "") -> list[dict[str, str]]:
-        """The rows of a complete CSV file, or of one beside it; none where it cannot be shown."""
-        file = self.complete.get(path)
-        return [] if file is None else records.table(file.record, name or path.name)
-
-    @property
-    def progress(self) -> Progress:
-        """How many artefacts can be shown, and what has to be said of the others."""
-        title = TITLES.get(self.command, self.command)
-        return Progress(title, _command(self.command), len(self.complete), len(self.states), "results", self.remarks)
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """What is left out and why, one sentence each."""
-        if self.problem:
-            return (f"{self.command}: {self.problem}",)
-        found = []
-        groups: dict[tuple[str, str], list[Path]] = {}
-        for file, state in self.states.items():
-            if state.state in ("stale", "damaged", "failed"):
-                groups.setdefault((state.state, "" if state.state == "failed" else state.why), []).append(file.path)
-        for (state_name, why), paths in groups.items():
-            names, were = self._named(paths), "was" if len(paths) == 1 else "were"
-            if state_name == "stale":
-                found.append(f"{names} {were} made with other settings ({why}); left out.")
-            elif state_name == "damaged":
-                found.append(f"{names} {'is' if len(paths) == 1 else 'are'} damaged ({self._short(why)}); left out.")
-            else:
-                has = "has" if len(paths) == 1 else "have"
-                found.append(f"{names} {has} failed; see {paths[0].with_suffix('.error')}.")
-        # What waits for another result goes without saying.
-        unmade = [file for file, state in self.states.items() if state.state in ("missing", "partial")]
-        missing = [file.path for file in unmade if not file.needs]
-        if self.is_begun and 0 < len(missing) <= NAMED:
-            found.append(f"{self._named(missing)} {'is' if len(missing) == 1 else 'are'} missing; run {self.command}.")
-        return tuple(found)
-
-    def _named(self, paths: Sequence[Path]) -> str:
-        names = [self._short(str(path)) for path in paths]
-        return listed(names) if len(names) <= NAMED else f"{listed(names[:1])} and {len(names) - 1:,} others"
-
-    def _short(self, text: str) -> str:
-        return text.replace(f"{self.root}/", "")
 
 
 @dataclass(frozen=True)
@@ -155,7 +79,7 @@ class Results:
         except HeatproofError as error:
             return Planned(command, root, {}, f"{error}")
         if not self.run.has_images:
-            states = _without_odd(states)
+            states = without_odd(states)
         return Planned(command, root, states, is_begun=(root / stage.section).is_dir())
 
     def _stage(self, command: str) -> Planned:
@@ -168,7 +92,7 @@ class Results:
 
     def networks(self) -> tuple[int, int]:
         """How many retrained networks there are, and how many there shall be."""
-        cells = [state for file, state in self._stage(RETRAIN).states.items() if isinstance(file.job, retrain.Job)]
+        cells = [state for file, state in self._stage(RETRAIN).states.items() if isinstance(file.job, retrain_grid.Job)]
         return sum(state.is_complete for state in cells), len(cells)
 
     @functools.cached_property
@@ -293,7 +217,7 @@ class Results:
         if section is None:
             return []
         planned = self._stage(RETRAIN)
-        cells = [file for file in planned.complete.values() if isinstance(file.job, retrain.Job)]
+        cells = [file for file in planned.complete.values() if isinstance(file.job, retrain_grid.Job)]
         accuracy = {
             (cell.job.metric, cell.job.method, cell.job.percentile, cell.job.number): float(
                 planned.states[cell].content["test_accuracy"]
@@ -310,7 +234,7 @@ class Results:
         table = {}
         for method in section.methods():
             steps = [
-                (retrain.INTACT, retrain.INTACT, 0.0),
+                (retrain_grid.INTACT, retrain_grid.INTACT, 0.0),
                 *((metric, method.name, percentile) for percentile in percentiles),
             ]
             table[method.name] = np.array(
@@ -442,28 +366,6 @@ class Results:
         return max(counts.values()) / counts.total() if counts else float("nan")
 
 
-def _without_odd(states: Mapping[Artefact[Any], records.Status]) -> dict[Artefact[Any], records.Status]:
-    """Without the images, nothing says which of the results are theirs: those that disagree with most others are left out."""
-
-    def data(file: Artefact[Any], state: records.Status) -> str:
-        origin = store.RowReader(file.path).origin if file.path.suffix == ".h5" else state.content.get("origin", {})
-        return artefacts.canonical(origin.get("data"))
-
-    complete = {
-        file: data(file, state) for file, state in states.items() if state.is_complete and "data" in file.origin
-    }
-    kinds = Counter((file.path.name, text) for file, text in complete.items())
-    usual = {
-        name: Counter({t: n for (other, t), n in kinds.items() if other == name}).most_common(1)[0][0]
-        for name, _ in kinds
-    }
-    odd = records.Status("stale", "from other data than the rest")
-    return {
-        file: odd if file in complete and complete[file] != usual[file.path.name] else state
-        for file, state in states.items()
-    }
-
-
 def _fill(fill: str | config.Plugin) -> str:
     return fill if isinstance(fill, str) else fill.name
 
@@ -539,7 +441,3 @@ def _health(name: str, reader: store.MapReader, cuts: Sequence[float], spent: tu
         seconds=seconds,
         made=made,
     )
-
-
-def _command(stage: str) -> str:
-    return f"heatproof {stage} --config FILE"

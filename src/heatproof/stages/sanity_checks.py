@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,18 +34,16 @@ from heatproof.metrics.comparison import Settings, summaries
 from heatproof.models import LoadedModel, randomisation
 from heatproof.models.weights import read_weights, state_sha256
 from heatproof.stages.evaluate import SampledMaps
-from heatproof.stages.extract import Extraction, IntactImages, Source, content_of
+from heatproof.stages.extract import Extraction, IntactImages, Source
+from heatproof.stages.kept_maps import content_of
+from heatproof.stages.permuted_labels import SECTION, permuted_labels, train_on_permuted_labels
 from heatproof.stages.plan import Artefact
 from heatproof.stages.robustness import name_left_out
-from heatproof.stages.run import Run, model_origin, training_origin
-from heatproof.stages.trained import Trained
-from heatproof.training import classifier
-from heatproof.training.examples import permuted
+from heatproof.stages.run import Run, model_origin
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "heatproof/similarity"
-SECTION = "sanity_checks"
 LINE = (
     "method", "control", "model_independent", "check", "step", "layer", "score", "better", "n", "n_undefined", "mean",
     "sd", "low", "high", "verdict",
@@ -162,7 +159,7 @@ def plan(run: Run) -> list[Artefact[Any]]:
     section = config.section(run.config, SECTION, config.SanityChecks)
     sampled = SampledMaps.of(run, section)
     checks = _checks(run, section, sampled)
-    trained = [] if section.data_randomisation is None else [_permuted(run, section, section.data_randomisation)]
+    trained = [] if section.data_randomisation is None else [permuted_labels(run, section, section.data_randomisation)]
     maps = [file for check in checks for step in check.known for file in step.maps.values()]
     similarities = _similarities(run, checks, sampled)
     return [*trained, *maps, *similarities, _summary(run, section, checks, similarities)]
@@ -176,7 +173,7 @@ def run(run: Run) -> None:
     intact = sampled.make()
     split = run.dataset.split("test")
     if section.data_randomisation is not None:
-        _train_on_permuted_labels(run, section, section.data_randomisation)
+        train_on_permuted_labels(run, section, section.data_randomisation)
     checks = _checks(run, section, sampled)
     for check in checks:
         files: list[Artefact[Any]] = [
@@ -312,7 +309,7 @@ def _data_randomisation(
     sampled: SampledMaps,
     targets: NDArray[np.int64] | artefacts.Unknown,
 ) -> Check:
-    place = _permuted(run, section, asked)
+    place = permuted_labels(run, section, asked)
     kept = place.status().content
     extraction = GivenTargets.beside(sampled.extraction, targets, unmade=str(place.path), is_there=bool(kept))
 
@@ -329,66 +326,6 @@ def _data_randomisation(
         weights = artefacts.sha256(place.path)
     step = _step(run, sampled, Path("data_randomisation") / "permuted-labels", extraction, build)
     return Check("data_randomisation", [step], True, {"weights": weights}, informative)
-
-
-def _permuted(run: Run, section: config.SanityChecks, asked: config.DataRandomisation) -> Trained:
-    """The network that knows permuted training labels by heart."""
-    training = config.section(run.config, "train_cls", config.TrainCls)
-    if model_origin(training.model) != model_origin(section.model):
-        raise ConfigError(
-            f"sanity_checks.data_randomisation: trains {training.model.arch} of train_cls.model, but the maps explain "
-            f"{section.model.arch}; name one network in both, or leave data_randomisation out"
-        )
-    origin = {
-        "data": run.fingerprint("train"),
-        "model": model_origin(training.model),
-        "training": training_origin(training) | asked.model_dump() | {"augmentation": None, "scheduler": None},
-        "seed": run.config.seed,
-        "code": classifier.RESULTS_VERSION,
-    }
-    return Trained(run.config.outdir / SECTION / "data_randomisation" / "permuted_labels.pth", origin)
-
-
-def _train_on_permuted_labels(run: Run, section: config.SanityChecks, asked: config.DataRandomisation) -> None:
-    """Trains the network where it is not there; warns where it knows too little."""
-    place = _permuted(run, section, asked)
-    kept = place.kept()
-    if kept is None:
-        kept = _train(run, config.section(run.config, "train_cls", config.TrainCls), asked, place)
-    if float(kept["train_accuracy"]) < asked.until_accuracy:
-        logger.warning(
-            "%s: knows %.1f %% of the permuted labels, less than until_accuracy: what its maps look like tells nothing; "
-            "raise sanity_checks.data_randomisation.nb_epochs", place.path, 100 * float(kept["train_accuracy"]),
-        )  # fmt: skip
-
-
-def _train(run: Run, training: config.TrainCls, asked: config.DataRandomisation, place: Trained) -> dict[str, Any]:
-    loaded = run.fresh(training.model, SECTION)
-    # What helps to generalise hinders to learn by heart: images that are never the same twice, rates that fade early.
-    recipe = dataclasses.replace(
-        run.recipe(training), epochs=asked.nb_epochs, augmentation=None, scheduler=None, patience=None
-    )
-    split = run.dataset.split("train")
-    examples = run.examples(permuted(split, run.config.seed))
-    started = time.monotonic()
-    # What is to be learnt is the training labels themselves, so they choose the epoch too.
-    fitted = classifier.fit(
-        loaded.module,
-        loaded.normalization,
-        examples,
-        examples,
-        recipe,
-        seed=run.config.seed,
-        purpose=("data_randomisation",),
-        checkpoint=place.checkpoint,
-        identity=place.identity,
-        checkpoint_every_s=60.0,
-        is_enough=lambda line: line.validation_accuracy >= asked.until_accuracy,
-        describe="permuted labels",
-    )
-    kept = place.leave(fitted.state, train_accuracy=fitted.best.validation_accuracy, epochs=len(fitted.history))
-    runtime.record_time(place.path.parent.parent, "permuted labels", len(split) * len(fitted.history), started)
-    return kept
 
 
 # --- maps and similarities
