@@ -5,8 +5,6 @@ Every sentence is made from the scores; what did not happen is not mentioned.
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -14,10 +12,8 @@ from heatproof.metrics import roar
 from heatproof.metrics.comparison import ORACLE, REFERENCES, Entry
 from heatproof.report.records import FIRSTS, Curves, MapHealth, Method, RetrainingLine
 from heatproof.report.scores import Scored
+from heatproof.report.verdicts import Finding, Mark, Row, Verdict
 from heatproof.report.wording import LEAKS, count, interval, listed, marks, percent, signed
-
-Pass = Literal["all", "some", "none", "unknown"]
-Level = Literal["good", "note", "warning"]
 
 MANY_TIES = 0.1
 """Share of tied pixels at a cut from which the page warns: the order there is drawn, not the method's."""
@@ -25,61 +21,6 @@ MANY_MIXED = 2
 """Methods that pass some tests and fail others; of more than that, the sentences name no details."""
 FEWEST_METHODS = 3
 """Methods from which a rank correlation is shown."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A method under one test: which reference controls it beats.
-
-    Args:
-        test: its name.
-        passes: all, some or none of them; unknown where there is no interval yet.
-        text: the same in words.
-    """
-
-    test: str
-    passes: Pass
-    text: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method's marks, one for each test."""
-
-    method: str
-    marks: tuple[Mark, ...]
-
-    def passed(self) -> list[str]:
-        """The tests in which it beats every reference control."""
-        return [mark.test for mark in self.marks if mark.passes == "all"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answer: a headline, a few sentences, and a table of marks."""
-
-    headline: str
-    sentences: tuple[str, ...]
-    tests: tuple[str, ...]
-    rows: tuple[Row, ...]
-    references: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that a reader must know.
-
-    Args:
-        level: good, note or warning.
-        title: one phrase.
-        paragraphs: what, and why.
-        points: the numbers, one line each.
-    """
-
-    level: Level
-    title: str
-    paragraphs: tuple[str, ...]
-    points: tuple[str, ...] = ()
 
 
 def verdict(
