@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from heatproof.metrics import statistics
+from heatproof.metrics import ranking, statistics
 from heatproof.metrics.comparison import REFERENCES, Entry, Settings, summaries
 from heatproof.report import drawing
 from heatproof.report.figures import Figure, arranged, csv_number, csv_text, matrix_csv, slug
@@ -218,7 +218,7 @@ def _ranking(part: Scored, methods: Sequence[Method], settings: Settings) -> Ran
     if score.unit == "run":
         return Ranking(
             score,
-            f"not testable: 1 block, {statistics.MIN_BLOCKS} needed. A block is a data set with a classifier; runs and "
+            f"not testable: 1 block, {ranking.MIN_BLOCKS} needed. A block is a data set with a classifier; runs and "
             "fractions of one are no independent blocks.",
         )
     if not part.values:
@@ -229,17 +229,17 @@ def _ranking(part: Scored, methods: Sequence[Method], settings: Settings) -> Ran
     table = np.stack([part.values[name] for name in names])
     whole = np.isfinite(table).all(axis=0)
     blocks = int(whole.sum())
-    if blocks < statistics.MIN_BLOCKS:
-        return Ranking(score, f"not testable: {count(blocks, 'image')}, {statistics.MIN_BLOCKS} needed.")
+    if blocks < ranking.MIN_BLOCKS:
+        return Ranking(score, f"not testable: {count(blocks, 'image')}, {ranking.MIN_BLOCKS} needed.")
     table = table[:, whole]
-    chi2, f = statistics.friedman(table), statistics.iman_davenport(table)
+    chi2, f = ranking.friedman(table), ranking.iman_davenport(table)
     if math.isnan(chi2.statistic):
         return Ranking(score, "not testable: all methods are tied in every image.")
     ranks = stats.rankdata(-table if score.higher_is_better else table, axis=0)
     means = ranks.mean(axis=1)
     ends = [(found.low, found.high) for found in summaries(ranks, "image", settings)]
     order = np.argsort(means, kind="stable")
-    difference = statistics.critical_difference(len(names), blocks, round(1 - settings.confidence, 9))
+    difference = ranking.critical_difference(len(names), blocks, round(1 - settings.confidence, 9))
     sorted_names = tuple(names[place] for place in order)
     lines = [(n, float(means[i]), *ends[i]) for n, i in zip(sorted_names, order, strict=True)]
     figure = None
@@ -247,7 +247,7 @@ def _ranking(part: Scored, methods: Sequence[Method], settings: Settings) -> Ran
         key = f"critical-difference-{slug(score.test)}-{slug(score.label)}"
         title = f"Average ranks within {count(blocks, 'image')}: {score.title}"
         drawn = drawing.critical_difference(
-            title, sorted_names, means[order].tolist(), difference, statistics.groups(means[order], difference)
+            title, sorted_names, means[order].tolist(), difference, ranking.groups(means[order], difference)
         )
         text = csv_text(
             ("method", "average_rank", "low", "high", "blocks", "critical_difference", "kendalls_w", "chi2", "f", "p"),
