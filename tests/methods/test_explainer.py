@@ -177,7 +177,7 @@ def test_an_error_in_a_users_code_is_one_line_with_its_place_and_a_traceback_bes
 
 def test_an_error_of_ours_is_not_blamed_on_a_user(users_module):
     plugins.resolve("mine_that_fails.method")
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(AttributeError) as caught:
         build_fill(3)  # what no user can give
     assert plugins.raised_by_a_plugin(caught.value) is None
     assert not (users_module / "heatproof-traceback.txt").exists()

@@ -223,6 +223,7 @@ class MaskAlone:
     Reference:
         Rong et al., ICML 2022, arXiv:2202.00449: the mask minus its mean, repeated to three channels.
 
+    >>> import torch
     >>> MaskAlone(0.25)(torch.zeros(1, 3, 1, 4), torch.tensor([[[0, 1, 2, 3]]]), torch.zeros(1))[0, 0].tolist()
     [[-0.75, 0.25, 0.25, 0.25]]
     """
