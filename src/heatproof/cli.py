@@ -218,7 +218,7 @@ def _run_each(asked: argparse.Namespace, settings: config.Config, stages: Sequen
     runtime.keep_freed_memory()
     runtime.make_deterministic(run.device)
     for name in stages:
-        if not needs_all and getattr(settings, STAGES[name].section) is None:
+        if not needs_all and not getattr(settings, STAGES[name].section):
             continue
         threads.begin()
         if asked.dry_run:

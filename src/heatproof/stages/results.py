@@ -68,7 +68,7 @@ class Results:
     @functools.cached_property
     def stages(self) -> dict[str, Planned]:
         """The stages that the configuration has a section for, but for the report, by their commands."""
-        asked = (stage for stage in registry.STAGES.values() if getattr(self.settings, stage.section) is not None)
+        asked = (stage for stage in registry.STAGES.values() if getattr(self.settings, stage.section))
         return {stage.command: self.planned(stage.command) for stage in asked if stage.command != "report"}
 
     def planned(self, command: str) -> Planned:
