@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from heatproof.metrics import perturbation, roar, statistics
+from heatproof.metrics import perturbation, ranking, roar, statistics
 from tests.metrics.alone import check_rows_alone, public
 
 STEPS = np.array([0.0, 0.1, 0.3, 0.5, 1.0])
@@ -54,4 +54,4 @@ def test_results_are_float64_also_of_float32(metric):
 
 
 def test_no_function_is_left_out():
-    assert public(perturbation) | public(roar) | public(statistics) == BY_ROW.keys() | JOINTLY
+    assert public(perturbation) | public(roar) | public(statistics) | public(ranking) == BY_ROW.keys() | JOINTLY

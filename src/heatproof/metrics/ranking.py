@@ -5,8 +5,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from heatproof.errors import InputError
 
@@ -34,7 +34,7 @@ def average_ranks(table: ArrayLike, higher_is_better: bool = True) -> NDArray[np
     array([1.25, 1.75, 3.  ])
     """
     scores = _blocks(table)
-    means: NDArray[np.float64] = stats.rankdata(-scores if higher_is_better else scores, axis=0).mean(axis=1)
+    means: NDArray[np.float64] = scipy.stats.rankdata(-scores if higher_is_better else scores, axis=0).mean(axis=1)
     return means
 
 
@@ -55,14 +55,14 @@ def friedman(table: ArrayLike) -> Significance:
     """
     scores = _blocks(table)
     methods = len(scores)
-    ranks = stats.rankdata(scores, axis=0)
+    ranks = scipy.stats.rankdata(scores, axis=0)
     sums = ranks.sum(axis=1)
     spread = float(((sums - sums.mean()) ** 2).sum())
     within = float(((ranks - ranks.mean(axis=0)) ** 2).sum())
     if methods < 2 or within == 0:
         return Significance(math.nan, math.nan)
     chi2 = spread * (methods - 1) / within
-    return Significance(chi2, float(stats.chi2.sf(chi2, methods - 1)))
+    return Significance(chi2, float(scipy.stats.chi2.sf(chi2, methods - 1)))
 
 
 def iman_davenport(table: ArrayLike) -> Significance:
@@ -87,7 +87,7 @@ def iman_davenport(table: ArrayLike) -> Significance:
     if math.isnan(chi2) or rest <= 0:
         return Significance(math.nan, math.nan) if math.isnan(chi2) else Significance(math.inf, 0.0)
     f = (blocks - 1) * chi2 / rest
-    return Significance(f, float(stats.f.sf(f, methods - 1, (methods - 1) * (blocks - 1))))
+    return Significance(f, float(scipy.stats.f.sf(f, methods - 1, (methods - 1) * (blocks - 1))))
 
 
 @functools.lru_cache(maxsize=64)
@@ -102,7 +102,7 @@ def critical_difference(methods: int, blocks: int, alpha: float = 0.05) -> float
     >>> round(critical_difference(5, 7), 6)
     2.30539
     """
-    q = float(stats.studentized_range.isf(alpha, methods, math.inf)) / math.sqrt(2)
+    q = float(scipy.stats.studentized_range.isf(alpha, methods, math.inf)) / math.sqrt(2)
     return q * math.sqrt(methods * (methods + 1) / (6 * blocks))
 
 

@@ -7,8 +7,8 @@ Each function takes a whole batch and returns one float64 for each image. An ima
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from heatproof import checks
 from heatproof.errors import InputError
@@ -165,7 +165,7 @@ def roc_area_in_region(maps: NDArray[Any], regions: Mask, ignored: Mask | None =
     scores = np.full(len(maps), np.nan)
     for row in np.flatnonzero(inside.any(axis=(1, 2)) & (counted & ~inside).any(axis=(1, 2))):
         positive = inside[row][counted[row]]
-        places = stats.rankdata(np.asarray(maps[row], dtype=np.float64)[counted[row]])
+        places = scipy.stats.rankdata(np.asarray(maps[row], dtype=np.float64)[counted[row]])
         objects, others = int(positive.sum()), int((~positive).sum())
         scores[row] = (places[positive].sum() - objects * (objects + 1) / 2) / (objects * others)
     return scores

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from heatproof.errors import InputError
 from heatproof.metrics.perturbation import area
@@ -268,7 +268,7 @@ def mask_leakage(correct: ArrayLike, chance: float, level: float = 0.95) -> Leak
         return Leakage(nothing, nothing, nothing, nothing, nothing, nothing, None)
     by_run = answers.mean(axis=2).T  # (S, R)
     right = np.rint(by_run.mean(axis=1) * images)
-    p = stats.binom.sf(right - 1, images, chance)
+    p = scipy.stats.binom.sf(right - 1, images, chance)
     if runs >= MIN_RUNS:
         p = np.maximum(p, [_above(row, chance) for row in by_run])
     tail = (1 - level) / 2
@@ -276,8 +276,8 @@ def mask_leakage(correct: ArrayLike, chance: float, level: float = 0.95) -> Leak
     return Leakage(
         by_run.mean(axis=1),
         *t_interval(by_run, level),
-        np.where(right > 0, stats.beta.ppf(tail, right, images - right + 1), 0.0),
-        np.where(right < images, stats.beta.ppf(1 - tail, right + 1, images - right), 1.0),
+        np.where(right > 0, scipy.stats.beta.ppf(tail, right, images - right + 1), 0.0),
+        np.where(right < images, scipy.stats.beta.ppf(1 - tail, right + 1, images - right), 1.0),
         adjusted,
         bool((adjusted <= 1 - level).any()) if steps else None,
     )
@@ -287,7 +287,7 @@ def _above(values: NDArray[np.float64], chance: float) -> float:
     """One-sided p of the t test that the mean of values (R,) is above chance."""
     if np.ptp(values) == 0:  # no variation: the t test divides by it
         return 0.0 if values[0] > chance else 1.0
-    return float(stats.ttest_1samp(values, chance, alternative="greater").pvalue)
+    return float(scipy.stats.ttest_1samp(values, chance, alternative="greater").pvalue)
 
 
 # --- the two orders

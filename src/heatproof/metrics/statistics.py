@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from heatproof import seeding
 from heatproof.errors import InputError, nearest
@@ -121,7 +121,7 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     divisor = np.where(enough, number, 2)
     mean = np.where(defined, scores, 0.0).sum(axis=-1) / divisor
     squares = (np.where(defined, scores - mean[..., None], 0.0) ** 2).sum(axis=-1)
-    half = stats.t.ppf(0.5 + level / 2, divisor - 1) * np.sqrt(squares / (divisor - 1) / divisor)
+    half = scipy.stats.t.ppf(0.5 + level / 2, divisor - 1) * np.sqrt(squares / (divisor - 1) / divisor)
     half = np.where(enough, half, np.nan)
     return Interval(mean - half, mean + half)
 
@@ -149,7 +149,7 @@ def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interva
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise InputError(f"successes: {successes} of {trials} trials; expected 0 <= successes <= trials, and a trial")
-    found = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
+    found = scipy.stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
     return Interval(float(found.low), float(found.high))
 
 
@@ -256,7 +256,7 @@ def paired_t(a: ArrayLike, b: ArrayLike | None = None) -> Significance:
     >>> round(paired_t([1.0, 2.0, 3.0]).statistic, 6)
     3.464102
     """
-    result = stats.ttest_1samp(_differences(a, b), 0.0)
+    result = scipy.stats.ttest_1samp(_differences(a, b), 0.0)
     return Significance(float(result.statistic), float(result.pvalue))
 
 
@@ -312,7 +312,7 @@ def wilcoxon(
     differences = _differences(a, b)
     if zeros == "wilcox":
         differences = differences[differences != 0]
-    sizes = stats.rankdata(np.abs(differences))
+    sizes = scipy.stats.rankdata(np.abs(differences))
     positive, negative = float(sizes[differences > 0].sum()), float(sizes[differences < 0].sum())
     statistic, total = min(positive, negative), positive + negative
     if total == 0:
@@ -324,7 +324,7 @@ def wilcoxon(
         return Significance(statistic, _exact_signed_rank_p(int(statistic), len(sizes)))
     variance = float((sizes[differences != 0] ** 2).sum()) / 4  # of the sum of ranks with random signs, ties or not
     distance = total / 2 - statistic - (0.5 if correction else 0.0)
-    return Significance(statistic, min(1.0, 2 * float(stats.norm.sf(distance / math.sqrt(variance)))))
+    return Significance(statistic, min(1.0, 2 * float(scipy.stats.norm.sf(distance / math.sqrt(variance)))))
 
 
 def cohens_d(differences: ArrayLike) -> float:
@@ -391,7 +391,7 @@ def kendall(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     >>> kendall([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0]).round(12).item()
     0.666666666667
     """
-    return _row_by_row(lambda x, y: float(stats.kendalltau(x, y).statistic), a, b)
+    return _row_by_row(lambda x, y: float(scipy.stats.kendalltau(x, y).statistic), a, b)
 
 
 # --- shared pieces
@@ -477,7 +477,7 @@ def _exact_signed_rank_p(statistic: int, pairs: int) -> float:
 
 
 def _spearman_of_row(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    x, y = stats.rankdata(a), stats.rankdata(b)
+    x, y = scipy.stats.rankdata(a), scipy.stats.rankdata(b)
     x, y = x - x.mean(), y - y.mean()
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if scale > 0 else math.nan

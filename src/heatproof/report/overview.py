@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from heatproof.metrics import ranking, statistics
 from heatproof.metrics.comparison import REFERENCES, Entry, Settings, summaries
@@ -235,7 +235,7 @@ def _ranking(part: Scored, methods: Sequence[Method], settings: Settings) -> Ran
     chi2, f = ranking.friedman(table), ranking.iman_davenport(table)
     if math.isnan(chi2.statistic):
         return Ranking(score, "not testable: all methods are tied in every image.")
-    ranks = stats.rankdata(-table if score.higher_is_better else table, axis=0)
+    ranks = scipy.stats.rankdata(-table if score.higher_is_better else table, axis=0)
     means = ranks.mean(axis=1)
     ends = [(found.low, found.high) for found in summaries(ranks, "image", settings)]
     order = np.argsort(means, kind="stable")

@@ -419,7 +419,7 @@ def _content_id(path: Path) -> Any:
     state = store.read_state(path, store.FORMAT)
     if state is None or state.damage or not state.complete or store.damage_of(path):
         return artefacts.Unknown(str(path))
-    return store.MapReader(path).content_id()
+    return store.content_id(path)
 
 
 def explainer(method: config.AttributionMethod) -> Explainer:

@@ -47,7 +47,7 @@ def content_of(file: Artefact[Source]) -> Any:
     found = file.status()
     if found.state == "stale":
         return TO_BE_MADE_ANEW
-    return store.MapReader(file.path).content_id() if found.is_complete else artefacts.Unknown(str(file.path))
+    return store.content_id(file.path) if found.is_complete else artefacts.Unknown(str(file.path))
 
 
 def kept_files(run: Run, methods: Sequence[config.AttributionMethod]) -> dict[tuple[str, str], Artefact[Source]]:

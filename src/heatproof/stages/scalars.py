@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torchvision.transforms.functional import pil_to_tensor
 
 from heatproof import artefacts
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Scalars:
@@ -45,13 +46,16 @@ class Scalars:
 
     def show(self, name: str, picture: Image.Image, epoch: int) -> None:
         """Gives TensorBoard a picture of an epoch."""
-        self._opened(epoch).add_image(name, pil_to_tensor(picture), epoch)
+        shown = np.asarray(picture).reshape(picture.height, picture.width, -1)
+        self._opened(epoch).add_image(name, shown, epoch, dataformats="HWC")
 
     def tell(self, name: str, text: str, epoch: int) -> None:
         """Gives TensorBoard a text in Markdown."""
         self._opened(epoch).add_text(name, text, epoch)
 
-    def _opened(self, epoch: int) -> SummaryWriter:
+    def _opened(self, epoch: int) -> "SummaryWriter":
+        from torch.utils.tensorboard import SummaryWriter  # seconds, which a stage that is complete need not wait
+
         if self.writer is None:
             self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=epoch)
         return self.writer

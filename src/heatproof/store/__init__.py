@@ -11,7 +11,7 @@ from heatproof.store.infills import InfillReader, InfillWriter
 from heatproof.store.inspection import Report, inspect, render
 from heatproof.store.maps import CONSTANT, FORMAT, FORMAT_VERSION, INVALID, MapReader, MapWriter
 from heatproof.store.reader import RowReader
-from heatproof.store.state import State, damage_of, read_state
+from heatproof.store.state import State, content_id, damage_of, read_state
 from heatproof.store.writer import RowWriter, remove_parts
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "RowReader",
     "RowWriter",
     "State",
+    "content_id",
     "damage_of",
     "export_archive",
     "export_npz",

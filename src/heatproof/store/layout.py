@@ -126,8 +126,11 @@ def read_attributes(path: Path, kind: str | None = None, version: int = 1) -> di
 
 def read_layout(path: Path, kind: str | None = None, version: int = 1) -> Layout:
     """The layout of a file; raises MapError as `read_attributes`, and where a shard is missing or damaged."""
+    asked = (path, kind, version)
     for tries_left in reversed(range(TRIES)):
         before = _stamp(path)
+        if asked in _KNOWN and _KNOWN[asked][0] == before:
+            return _KNOWN[asked][1]
         try:
             found = _read_layout(path, kind, version)
         except MapError:
@@ -137,7 +140,13 @@ def read_layout(path: Path, kind: str | None = None, version: int = 1) -> Layout
         if _stamp(path) == before:
             break
         # A writer put a newer view or the whole file there, and perhaps removed the shards, while we looked at them.
+    if before is not None and found.form == "contiguous":
+        _KNOWN[asked] = (before, found)
     return found
+
+
+_KNOWN: dict[tuple[Path, str | None, int], tuple[Stamp, Layout]] = {}
+"""Layouts of whole files by their stamps: a plan asks many times about one file. What a view shows may go while the view stays."""
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -80,6 +80,16 @@ def damage_of(path: Path) -> str:
     return _damage(path, stamp) if path.stat().st_size <= CHECKED_BYTES else ""
 
 
+def content_id(path: Path) -> str:
+    """What is in a complete attribution file, as `MapReader.content_id`; once for each content."""
+    return _content_id(path, Stamp.of(path))
+
+
+@functools.lru_cache(maxsize=4096)
+def _content_id(path: Path, stamp: Stamp) -> str:
+    return MapReader(path).content_id()
+
+
 @functools.lru_cache(maxsize=4096)
 def _damage(path: Path, stamp: Stamp) -> str:
     """Once for each content: a plan asks several times."""
