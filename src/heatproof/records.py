@@ -6,7 +6,6 @@ silence. Records of runs that were made before there were checksums have none, a
 """
 
 import csv
-import functools
 import hashlib
 import io
 import json
@@ -127,8 +126,7 @@ def table(path: Path, name: str) -> list[dict[str, str]]:
 def _verify(path: Path, content: Mapping[str, Any], name: str) -> None:
     file, digest = path.parent / name, files_of(path, content)[name]
     try:
-        state = file.stat()
-        found = _sha256(file, (state.st_ino, state.st_mtime_ns, state.st_size))
+        found = artefacts.sha256(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingInputError(
             f"{file}: is gone, and {path.name} says that it was there; run its stage again"
@@ -137,12 +135,6 @@ def _verify(path: Path, content: Mapping[str, Any], name: str) -> None:
         raise DamagedError(file, "a folder") from error
     if found != digest:
         raise DamagedError(file, "checksum")
-
-
-@functools.lru_cache(maxsize=4096)
-def _sha256(file: Path, stamp: tuple[int, int, int]) -> str:
-    """A plan asks several times about one file, whose content is that of its stamp as long as a process lives."""
-    return artefacts.sha256(file)
 
 
 def _digest(content: Mapping[str, Any]) -> str:
