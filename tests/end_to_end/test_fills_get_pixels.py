@@ -7,7 +7,7 @@ import torch
 
 from heatproof import config, store
 from heatproof.config.schema import KINDS
-from heatproof.stages import registry, retrain
+from heatproof.stages import registry, retrain, retrain_grid
 from heatproof.stages.plan import Artefact
 from heatproof.stages.run import Run
 from tests.end_to_end.conftest import heatproof
@@ -135,7 +135,7 @@ def test_retraining_hands_pixels_to_its_fill(base, metric, fill):
     section, split = configuration.config.retrain_cls, configuration.dataset.split("test")
     path = configuration.config.outdir / "extract_cams" / "gradcam" / "test.h5"
     content = store.MapReader(path).content_id()
-    job = retrain.Job(configuration.config, metric, "gradcam", False, 30, 0, {"test": path})
+    job = retrain_grid.Job(configuration.config, metric, "gradcam", False, 30, 0, {"test": path})
     cell = Artefact(path.with_name("seed0.json"), {"maps": {"test": content}}, job)
     examples = configuration.examples(split, retrain._removal(configuration, section, cell, "test"))
     for batch in examples.batches(torch.arange(len(split)), 8):

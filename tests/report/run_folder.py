@@ -7,7 +7,7 @@ import numpy as np
 
 from heatproof import artefacts, config, records, store
 from heatproof.removal import orders, ranks, tie_keys
-from heatproof.stages import registry, retrain, retrain_summary
+from heatproof.stages import registry, retrain_grid, retrain_summary
 from heatproof.stages.evaluate import FORMAT as SCORES
 from heatproof.stages.evaluate import LINE
 from heatproof.stages.retrain import FORMAT as CELL
@@ -147,10 +147,10 @@ def write_cells(path, *overrides, keep=lambda metric, method, percentile, run: T
     steps = [0, *section.percentiles]
     for cell in planned(run, "evaluate-attribution-maps-roar"):
         job = cell.job
-        if not isinstance(job, retrain.Job) or not keep(job.metric, job.method, job.percentile, job.number):
+        if not isinstance(job, retrain_grid.Job) or not keep(job.metric, job.method, job.percentile, job.number):
             continue
         table = tables.get(job.metric, tables["roar"])
-        method = "random" if job.metric == retrain.INTACT else job.method
+        method = "random" if job.metric == retrain_grid.INTACT else job.method
         accuracy = table.accuracy[method][section.seeds.index(job.number), steps.index(job.percentile)]
         _write_cell(cell, float(accuracy))
     *_, summary = planned(run, "evaluate-attribution-maps-roar")
