@@ -10,7 +10,7 @@ import pytest
 from heatproof import config, store
 from heatproof.errors import ConfigError
 from heatproof.metrics import statistics
-from heatproof.stages import sanity_checks
+from heatproof.stages import permuted_labels, sanity_checks
 from heatproof.stages.evaluate import SampledMaps
 from heatproof.stages.run import Run
 from heatproof.training.examples import permuted
@@ -127,7 +127,7 @@ def test_nothing_is_computed_twice_and_what_was_lost_comes_back_in_the_same_byte
     before = results(path)
     with monkeypatch.context() as patched:
         patched.setattr(sanity_checks, "similarities", None)
-        patched.setattr(sanity_checks, "_train", None)
+        patched.setattr(permuted_labels, "_train", None)
         patched.setattr(sanity_checks.Extraction, "_compute", None)
         sanity_checks.run(run)
     folder = run.config.outdir / "sanity_checks"
