@@ -28,6 +28,10 @@ class Scalars:
         self.writer: SummaryWriter | None = None
 
     def __enter__(self) -> "Scalars":
+        # Seconds, which a stage that is complete need not wait; nor may they lie between an epoch and its checkpoint.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._kind = SummaryWriter
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -54,10 +58,8 @@ class Scalars:
         self._opened(epoch).add_text(name, text, epoch)
 
     def _opened(self, epoch: int) -> "SummaryWriter":
-        from torch.utils.tensorboard import SummaryWriter  # seconds, which a stage that is complete need not wait
-
         if self.writer is None:
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=epoch)
+            self.writer = self._kind(str(self.folder / "tensorboard"), purge_step=epoch)
         return self.writer
 
 
