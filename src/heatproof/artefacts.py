@@ -108,15 +108,6 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
         writer.writerows(rows)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file by the names of its columns; none where there is no file."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
-
-
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes; a file that has not changed since is not read again: a plan asks many times."""
     state = path.stat()

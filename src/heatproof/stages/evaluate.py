@@ -238,10 +238,10 @@ class SampledMaps:
         groups: dict[bool, list[Artefact[Source]]] = {}
         for file in self.maps.values():
             groups.setdefault(file.job.rows is None, []).append(file)
+        paths = {name: file.path for name, file in self.maps.items()}
         # Whole files that are complete come first: twins of the sample may be derived from them.
         for is_whole in (True, False):
             if is_whole in groups:
-                paths = {name: file.path for name, file in self.maps.items()}
                 self.extraction.extract(split, groups[is_whole], folder_of(run), paths)
         readers = {name: store.MapReader(file.path) for name, file in self.maps.items()}
         _log_accuracy(run, next(iter(readers.values())), self.chosen)
@@ -299,8 +299,7 @@ def evaluate(run: Run, section: config.MapTest, test: MapTest) -> list[Artefact[
     methods = {method.name: method for method in sampled.extraction.methods}
     files = plan(run, section, test)
     for file in files:
-        if file.needs:
-            raise MissingInputError(f"{file.path}: needs {file.needs[0]}, which is not there; run what makes it first")
+        file.require_inputs()
     for file in files:
         if not file.is_complete():
             name = file.path.stem

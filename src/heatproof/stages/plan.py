@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from heatproof import artefacts, records, store
+from heatproof.errors import MissingInputError
 
 logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
@@ -50,6 +51,11 @@ class Artefact(Generic[Job]):
     def needs(self) -> list[str]:
         """What has to be made before."""
         return artefacts.unknown(self.origin)
+
+    def require_inputs(self) -> None:
+        """Raises MissingInputError where something has to be made before."""
+        if self.needs:
+            raise MissingInputError(f"{self.path}: needs {self.needs[0]}, which is not there; run what makes it first")
 
     def status(self) -> records.Status:
         """How it stands."""

@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from heatproof import artefacts, records, store
-from heatproof.report import (
-    Progress,
-)
+from heatproof.report import Progress
 from heatproof.report.wording import listed
 from heatproof.stages.plan import Artefact
 
 NAMED = 3
 """Files that a remark names; more are counted."""
-
-
 TRAIN, EXTRACT, RETRAIN = "train-cls", "extract-attribution-maps", "evaluate-attribution-maps-roar"
 TITLES = {TRAIN: "Classifier", EXTRACT: "Attribution maps", RETRAIN: "Retraining"}
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from heatproof import artefacts, cells, config, removal, runtime, store
 from heatproof.datasets import Split
-from heatproof.errors import MapError, MissingInputError
+from heatproof.errors import MapError
 from heatproof.metrics import roar
 from heatproof.models.weights import read_weights
 from heatproof.stages import infilled, kept_maps, recursive, retrain_summary
@@ -80,8 +80,7 @@ def run(run: Run) -> None:
     _need_maps(run, section)
     grid = list(grid_of(run, section))
     for cell in grid:
-        if cell.needs:
-            raise MissingInputError(f"{cell.path}: needs {cell.needs[0]}, which is not there; run what makes it first")
+        cell.require_inputs()
     done = {
         cell: cell.is_complete() and all(file.is_complete() for file in remaps(run, section, cell)) for cell in grid
     }

@@ -110,7 +110,7 @@ Contents = dict[str, dict[str, Any]]
 
 
 def grid_of(run: Run, section: config.RetrainCls) -> Iterator[Cell]:
-    """All cells, run by run; of another section than ROAR can be made from, only a run for reading lists any."""
+    """All cells, run by run. The section is checked first, unless the run is for reading only."""
     if not run.is_reading:
         _check(run, section)
     root = run.config.outdir / "retrain_cls"
